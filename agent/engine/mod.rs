@@ -1,0 +1,204 @@
+//! What a session may ask of whatever computes: one trait with no candle in it.
+//!
+//! A session hands over the whole conversation at each turn; the engine keeps what it can of the session's prefix and computes only what
+//! is new. Behind the trait stands [`local`] (one compute thread on this machine); a cluster engine can stand there as well.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+pub use hearken_models::prompt::{Content, Item, Role, Thinking};
+use tokio::sync::mpsc;
+
+/// Names a session towards the engine, so that its prefix can be found again. Never reused within a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SessionId(pub u64);
+
+/// How tokens are drawn. `Default` is the reference client's choice (temperature 0.7, top-p 0.9).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 means greedy.
+    pub temperature: f32,
+    /// Nucleus mass, 0..=1.
+    pub top_p: f32,
+    /// Keep the k likeliest tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Divides the logits of tokens already written; 1 does nothing.
+    pub repetition_penalty: f32,
+    /// Two runs with one seed draw the same tokens.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.7, top_p: 0.9, top_k: 0, repetition_penalty: 1.05, seed: 0 }
+    }
+}
+
+/// One turn to compute.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Whose prefix to go on from.
+    pub session: SessionId,
+    /// The whole conversation; its last item is what is answered.
+    pub conversation: Vec<Item>,
+    /// JSON array of function schemas, or empty.
+    pub tools: String,
+    /// Whether to reason first.
+    pub thinking: Thinking,
+    /// Reasoning is closed after this many tokens.
+    pub thinking_budget: usize,
+    /// The reply ends after this many tokens.
+    pub max_reply_tokens: usize,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+}
+
+/// Why a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended its turn.
+    Stop,
+    /// A token limit was reached.
+    Length,
+    /// The session dropped the [`Turn`].
+    Cancelled,
+}
+
+/// What a turn cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Text tokens of the prompt.
+    pub text_tokens: usize,
+    /// Sound tokens of the prompt, 12.5 a second.
+    pub sound_tokens: usize,
+    /// Of both, how many were still in the session's KV.
+    pub cached_tokens: usize,
+    /// Tokens of reasoning written.
+    pub reasoning_tokens: usize,
+    /// Tokens of reply written.
+    pub reply_tokens: usize,
+}
+
+/// Where a turn's time went, measured on the compute thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// Waiting for the compute thread.
+    pub queued: Duration,
+    /// Mel, encoder, adaptor.
+    pub encode: Duration,
+    /// The word ear, where the checkpoint has one.
+    pub words: Duration,
+    /// Prompt tokens through the decoder.
+    pub prefill: Duration,
+    /// Reasoning tokens.
+    pub think: Duration,
+    /// Reply tokens.
+    pub reply: Duration,
+}
+
+/// What a turn streams, in this order: `Heard?`, `Reasoning*`, (`Reply` | `ToolCall`)*, then `Done` or `Failed`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The words of the newest sound, from the checkpoint's word ear. Absent where it has none.
+    Heard(String),
+    /// More reasoning text.
+    Reasoning(String),
+    /// More reply text.
+    Reply(String),
+    /// The model calls a function.
+    ToolCall {
+        /// The function's name.
+        name: String,
+        /// JSON text.
+        arguments: String,
+    },
+    /// The turn is over.
+    Done {
+        /// Why.
+        finish: Finish,
+        /// Its cost.
+        usage: Usage,
+        /// Its times.
+        timings: Timings,
+    },
+    /// The turn could not be computed.
+    Failed(EngineError),
+}
+
+/// Why the engine refuses or fails.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// Too many turns wait already. Try again later.
+    #[error("the engine is busy: {waiting} turns are waiting")]
+    Overloaded {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// The conversation is longer than the model's context.
+    #[error("the conversation has {tokens} tokens; the model holds {limit}")]
+    ContextFull {
+        /// What it would need.
+        tokens: usize,
+        /// What there is.
+        limit: usize,
+    },
+    /// A turn with nothing to answer.
+    #[error("the request is empty: {0}")]
+    Empty(&'static str),
+    /// The compute thread is gone; the process is ending.
+    #[error("the engine has stopped")]
+    Stopped,
+    /// The model failed on this turn.
+    #[error("the model failed: {0}")]
+    Model(String),
+}
+
+/// A turn under way. Dropping it cancels it within one token.
+#[derive(Debug)]
+pub struct Turn {
+    events: mpsc::Receiver<Event>,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Turn {
+    /// A turn and the engine's end of it: where to send events, and the flag that tells when nobody wants them any more.
+    /// The channel holds `capacity` events; an engine that finds it full waits with this turn and goes on with others.
+    pub fn channel(capacity: usize) -> (Self, mpsc::Sender<Event>, Arc<AtomicBool>) {
+        let (tx, events) = mpsc::channel(capacity);
+        let cancel = Arc::new(AtomicBool::new(false));
+        (Self { events, cancel: cancel.clone() }, tx, cancel)
+    }
+
+    /// The next event; `None` after `Done` or `Failed`, or when the engine died.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// As [`Turn::next`], for threads outside the runtime.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.cancel.store(true, Ordering::Release);
+    }
+}
+
+/// What computes.
+pub trait Engine: Send + Sync + 'static {
+    /// The checkpoint's name, for `/v1/models` and session objects.
+    fn model(&self) -> &str;
+
+    /// Starts a turn. Returns at once; refuses instead of waiting.
+    ///
+    /// # Errors
+    /// [`EngineError::Overloaded`] when the queue is full, [`EngineError::Stopped`] when the compute thread is gone.
+    fn respond(&self, request: Request) -> Result<Turn, EngineError>;
+
+    /// Forgets a session's prefix and gives its memory back.
+    fn close(&self, session: SessionId);
+}

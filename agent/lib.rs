@@ -1,0 +1,2 @@
+//! Hearken.
+pub mod engine;
