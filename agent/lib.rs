@@ -1,2 +1,3 @@
 //! Hearken.
 pub mod engine;
+pub mod fetch;
