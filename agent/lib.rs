@@ -21,8 +21,10 @@
 //! [`session::Session`] for what the product does, at [`protocol::openai`] for what is said on the wire, at [`transport::serve`] for how it runs.
 
 pub mod audio;
+pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod fetch;
 pub mod metrics;
 pub mod protocol;
 pub mod session;
