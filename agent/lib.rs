@@ -1,3 +1,31 @@
-//! Hearken.
+//! Hearken: a live listening agent. It hears the sound itself, reasons, and streams its reasoning and reply.
+//!
+//! ```text
+//!  browser · phone · program
+//!     | PCM16, G.711 or Opus over a WebSocket
+//!     v
+//!  transport   speaks a wire, knows no model          http, websocket, auth
+//!     v
+//!  audio       decode, resample to 16 kHz mono, ring  intake, opus, g711, resample, ring, vad, file
+//!     v        of fixed size: the oldest sound is dropped and counted
+//!  session     a machine without clock and sockets    segment, conversation, turn, commands
+//!     v        turns, voice activity, barge-in
+//!  engine      one trait; behind it, one compute thread
+//!     v
+//!  models      mel, encoder, adaptor, decoder         crate hearken-models
+//!     |
+//!     +-> tokens -> session -> protocol events -> transport -> client
+//! ```
+//!
+//! Each layer uses only those below it; [`config`] and [`metrics`] are leaves that all may use, and only [`engine`] names the models. Start reading at
+//! [`session::Session`] for what the product does, at [`protocol::openai`] for what is said on the wire, at [`transport::serve`] for how it runs.
+
+pub mod audio;
+pub mod cli;
+pub mod config;
 pub mod engine;
 pub mod fetch;
+pub mod metrics;
+pub mod protocol;
+pub mod session;
+pub mod transport;

@@ -3,37 +3,19 @@
 //! A session hands over the whole conversation at each turn; the engine keeps what it can of the session's prefix and computes only what
 //! is new. Behind the trait stands [`local`] (one compute thread on this machine); a cluster engine can stand there as well.
 
+pub mod local;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use hearken_models::prompt::{Content, Item, Role, Thinking};
+pub use hearken_models::sampler::Sampling;
 use tokio::sync::mpsc;
 
 /// Names a session towards the engine, so that its prefix can be found again. Never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionId(pub u64);
-
-/// How tokens are drawn. `Default` is the reference client's choice (temperature 0.7, top-p 0.9).
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
-    /// 0 means greedy.
-    pub temperature: f32,
-    /// Nucleus mass, 0..=1.
-    pub top_p: f32,
-    /// Keep the k likeliest tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Divides the logits of tokens already written; 1 does nothing.
-    pub repetition_penalty: f32,
-    /// Two runs with one seed draw the same tokens.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 0.7, top_p: 0.9, top_k: 0, repetition_penalty: 1.05, seed: 0 }
-    }
-}
 
 /// One turn to compute.
 #[derive(Debug, Clone)]

@@ -105,6 +105,8 @@ def run_plain(shape: dict, weights: Weights, mel: torch.Tensor, valid: int, keep
     x = F.gelu(F.conv1d(mel[None], weights["encoder.conv1.weight"], weights["encoder.conv1.bias"], padding=1))
     x = F.gelu(F.conv1d(x, weights["encoder.conv2.weight"], weights["encoder.conv2.bias"], stride=2, padding=1))
     x = x[0].T[:keep]
+    if keep < 2:
+        return x[:0]
     x = x + weights["encoder.positional_embedding.weight"][: len(x)]
     for layer in range(shape["n_audio_layer"]):
         block = f"encoder.blocks.{layer}"
@@ -112,8 +114,6 @@ def run_plain(shape: dict, weights: Weights, mel: torch.Tensor, valid: int, keep
         x = x + attention(weights, f"{block}.attn", heard, shape["n_audio_head"], valid)
         inner = F.gelu(linear(weights, f"{block}.mlp.0", norm(weights, f"{block}.mlp_ln", x)))
         x = x + linear(weights, f"{block}.mlp.2", inner)
-    if len(x) < 2:
-        return x[:0]
     return norm(weights, "encoder.after_norm", F.avg_pool1d(x.T[None], 2)[0].T)
 
 

@@ -10,7 +10,7 @@ from transformers import WhisperFeatureExtractor
 
 TAIL = 479  # zeros after the last sample: two frames more than ceil(samples / 160)
 PAD_FRAMES = 2  # those two; seen by the convolutions, hidden from attention, never a token
-AGREE = 2e-5
+AGREE = 1e-4
 
 
 def stft_log_mel(audio: np.ndarray, extractor: WhisperFeatureExtractor) -> np.ndarray:

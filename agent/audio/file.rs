@@ -1,0 +1,179 @@
+//! Sound files to 16 kHz mono: wav, flac, mp3, Ogg Vorbis, Ogg Opus, recognised by their bytes and not by their names.
+//!
+//! symphonia reads the containers and every codec but Opus, whose packets go to libopus. Memory is bounded by the length limit.
+
+use std::io::{Read, Seek};
+use std::path::Path;
+
+use symphonia::core::codecs::audio::{AudioDecoder, AudioDecoderOptions, well_known::CODEC_ID_OPUS};
+use symphonia::core::errors::Error as Symphonia;
+use symphonia::core::formats::probe::Hint;
+use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
+use symphonia::core::io::{MediaSource, MediaSourceStream};
+use symphonia::core::meta::MetadataOptions;
+use symphonia::core::packet::Packet;
+
+use super::opus::OpusDecoder;
+use super::resample::Resampler;
+use super::{AudioError, RATE, samples};
+
+/// Why a file cannot be heard.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// It cannot be opened or read.
+    #[error("cannot read it: {0}")]
+    Io(#[from] std::io::Error),
+    /// No container or codec that we know.
+    #[error("this is no sound that can be read here (wav, flac, mp3, Ogg Vorbis and Ogg Opus can): {0}")]
+    NotAudio(String),
+    /// It begins well and is broken inside.
+    #[error("the sound is broken: {0}")]
+    Broken(String),
+    /// Not one sample.
+    #[error("there is no sound in it")]
+    Empty,
+    /// Longer than allowed.
+    #[error("it is longer than {limit_seconds} s")]
+    TooLong {
+        /// The limit.
+        limit_seconds: f32,
+    },
+    /// Its sound is of a kind that is not taken.
+    #[error(transparent)]
+    Audio(#[from] AudioError),
+}
+
+/// Reads a file as 16 kHz mono samples in −1..1, at most `limit_seconds` of it.
+///
+/// # Errors
+/// [`FileError`]; a file that is longer is refused, not cut.
+pub fn read(path: &Path, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
+    decode(std::fs::File::open(path)?, limit_seconds)
+}
+
+/// As [`read`], from bytes in memory.
+///
+/// # Errors
+/// [`FileError`]
+pub fn read_bytes(bytes: Vec<u8>, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
+    decode(std::io::Cursor::new(bytes), limit_seconds)
+}
+
+fn decode<S: MediaSource + Read + Seek + 'static>(source: S, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
+    let stream = MediaSourceStream::new(Box::new(source), Default::default());
+    let mut format = symphonia::default::get_probe()
+        .probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
+        .map_err(|e| match e {
+            // A file that ends before its container is recognised is simply not one.
+            Symphonia::IoError(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => FileError::Io(e),
+            e => FileError::NotAudio(e.to_string()),
+        })?;
+    let track = format.default_track(TrackType::Audio).ok_or_else(|| FileError::NotAudio("no sound track".into()))?;
+    let id = track.id;
+    let params = track.codec_params.as_ref().and_then(|p| p.audio());
+    let params = params.ok_or_else(|| FileError::NotAudio("no codec is named".into()))?;
+    let mut sink = Sink { out: Vec::new(), resampler: None, limit: samples(limit_seconds), limit_seconds };
+    if params.codec == CODEC_ID_OPUS {
+        let pre_skip = track.delay.unwrap_or(0) as usize;
+        opus(&mut *format, id, pre_skip, &mut sink)?;
+    } else {
+        let decoder = symphonia::default::get_codecs()
+            .make_audio_decoder(params, &AudioDecoderOptions::default())
+            .map_err(|e| FileError::NotAudio(e.to_string()))?;
+        packets(&mut *format, id, decoder, &mut sink)?;
+    }
+    sink.finish()
+}
+
+/// The next packet of our track; `None` at the end. A cut file ends where it was cut.
+fn next(format: &mut dyn FormatReader, id: u32) -> Result<Option<Packet>, FileError> {
+    loop {
+        match format.next_packet() {
+            Ok(Some(packet)) if packet.track_id == id => return Ok(Some(packet)),
+            Ok(Some(_)) => {}
+            // A chained Ogg file begins anew here; its first stream is what we read.
+            Ok(None) | Err(Symphonia::ResetRequired) => return Ok(None),
+            Err(Symphonia::IoError(e)) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(Symphonia::IoError(e)) => return Err(e.into()),
+            Err(e) => return Err(FileError::Broken(e.to_string())),
+        }
+    }
+}
+
+fn packets(
+    format: &mut dyn FormatReader,
+    id: u32,
+    mut decoder: Box<dyn AudioDecoder>,
+    sink: &mut Sink,
+) -> Result<(), FileError> {
+    let (mut interleaved, mut mono) = (Vec::<f32>::new(), Vec::new());
+    while let Some(packet) = next(format, id)? {
+        let decoded = match decoder.decode(&packet) {
+            Ok(decoded) => decoded,
+            // One bad packet is a click, not the end.
+            Err(Symphonia::DecodeError(_)) => continue,
+            Err(e) => return Err(FileError::Broken(e.to_string())),
+        };
+        let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count().max(1));
+        interleaved.clear();
+        decoded.copy_to_vec_interleaved(&mut interleaved);
+        mono.clear();
+        mono.extend(interleaved.chunks_exact(channels).map(|frame| frame.iter().sum::<f32>() / channels as f32));
+        sink.push(rate, &mono)?;
+    }
+    Ok(())
+}
+
+/// RFC 7845: the first `pre_skip` samples at 48 kHz warm the decoder up, and the last page says how much of the end is padding.
+fn opus(format: &mut dyn FormatReader, id: u32, pre_skip: usize, sink: &mut Sink) -> Result<(), FileError> {
+    let mut decoder = OpusDecoder::default();
+    let mut skip = pre_skip / 3;
+    while let Some(packet) = next(format, id)? {
+        // A packet that cannot be decoded is a hole of the usual length.
+        let heard = if decoder.decode(&packet.data).is_ok() { decoder.latest() } else { decoder.conceal(None) };
+        let cut = skip.min(heard.len());
+        skip -= cut;
+        let end = heard.len().saturating_sub(packet.trim_end.get() as usize / 3).max(cut);
+        sink.push(RATE, &heard[cut..end])?;
+    }
+    Ok(())
+}
+
+/// Collects, resamples and counts.
+struct Sink {
+    out: Vec<f32>,
+    resampler: Option<(u32, Resampler)>,
+    limit: usize,
+    limit_seconds: f32,
+}
+
+impl Sink {
+    fn push(&mut self, rate: u32, mono: &[f32]) -> Result<(), FileError> {
+        if self.resampler.as_ref().is_none_or(|(now, _)| *now != rate) {
+            let fresh = Resampler::new(rate)?;
+            if let Some((_, mut old)) = self.resampler.replace((rate, fresh)) {
+                old.flush(&mut self.out);
+            }
+        }
+        let (_, resampler) = self.resampler.as_mut().expect("set above");
+        resampler.push(mono, &mut self.out);
+        if self.out.len() > self.limit {
+            return Err(FileError::TooLong { limit_seconds: self.limit_seconds });
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<f32>, FileError> {
+        if let Some((_, mut resampler)) = self.resampler.take() {
+            resampler.flush(&mut self.out);
+        }
+        // Float files may hold anything, NaN included.
+        self.out.iter_mut().for_each(|x| *x = if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
+        match self.out.len() {
+            0 => Err(FileError::Empty),
+            n if n > self.limit => Err(FileError::TooLong { limit_seconds: self.limit_seconds }),
+            _ => Ok(self.out),
+        }
+    }
+}

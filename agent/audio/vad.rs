@@ -1,0 +1,187 @@
+//! Whether somebody speaks: a detector's probability for each 16 ms, and a gate with hysteresis that makes starts and stops of it.
+//!
+//! Both see whole frames only, cut here, so what they find does not depend on how the sound was packed.
+
+use super::samples_ms;
+
+/// Samples of one frame: 16 ms.
+pub const FRAME: usize = 256;
+
+/// Judges frames, in order.
+pub trait Detector: Send {
+    /// The probability, 0..=1, that this frame of [`FRAME`] samples in −1..1 holds voice.
+    fn voice(&mut self, frame: &[f32; FRAME]) -> f32;
+
+    /// Forgets what it heard.
+    fn reset(&mut self);
+}
+
+/// The detector that a configuration names.
+pub fn detector(kind: crate::config::Detector) -> Box<dyn Detector> {
+    match kind {
+        crate::config::Detector::Neural => Box::new(Neural(earshot::Detector::default_boxed())),
+        crate::config::Detector::Energy => Box::new(Energy::default()),
+    }
+}
+
+/// Earshot's network. It knows voice from other noise.
+struct Neural(Box<earshot::Detector>);
+
+impl Detector for Neural {
+    fn voice(&mut self, frame: &[f32; FRAME]) -> f32 {
+        // Out-of-range input is a debug panic there; sound from files may be anything.
+        let clean = frame.map(|x| if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
+        self.0.predict_f32(&clean)
+    }
+
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+/// Loudness over the noise floor, which is the quietest frame of the last few seconds: 6 dB over it is nothing, 18 dB is voice. It takes any
+/// sound that comes and goes for voice, and needs no more than a few operations a sample.
+#[derive(Debug, Clone)]
+pub struct Energy {
+    /// The quietest frame of the window before and of this one, dB.
+    floors: [f32; 2],
+    frames: u32,
+}
+
+/// 1.5 s: speech pauses for breath or between syllables at least once in two of these.
+const WINDOW: u32 = 94;
+
+impl Default for Energy {
+    fn default() -> Self {
+        Self { floors: [-50.0; 2], frames: 0 }
+    }
+}
+
+impl Detector for Energy {
+    fn voice(&mut self, frame: &[f32; FRAME]) -> f32 {
+        let power = frame.iter().map(|x| x * x).sum::<f32>() / FRAME as f32;
+        let db = (10.0 * (power + 1e-9).log10()).max(-70.0);
+        if self.frames == WINDOW {
+            (self.frames, self.floors) = (0, [self.floors[1], f32::INFINITY]);
+        }
+        self.frames += 1;
+        self.floors[1] = self.floors[1].min(db);
+        let floor = self.floors[0].min(self.floors[1]);
+        ((db - floor - 6.0) / 12.0).clamp(0.0, 1.0)
+    }
+
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// When the gate opens and closes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GateConfig {
+    /// At or above, a frame is voice; it stays voice down to 0.15 below.
+    pub threshold: f32,
+    /// Voice that opens the gate, samples.
+    pub min_speech: usize,
+    /// Silence that closes it, samples.
+    pub silence: usize,
+}
+
+impl GateConfig {
+    /// From milliseconds.
+    pub fn new(threshold: f32, min_speech_ms: u32, silence_ms: u32) -> Self {
+        Self { threshold, min_speech: samples_ms(min_speech_ms), silence: samples_ms(silence_ms) }
+    }
+}
+
+/// What the gate did. Positions are samples since the start of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateEvent {
+    /// Somebody speaks since this sample.
+    Started(u64),
+    /// Nobody speaks since this sample; it took `silence` more to be sure.
+    Stopped(u64),
+}
+
+/// Hysteresis over a detector.
+pub struct Gate {
+    detector: Box<dyn Detector>,
+    config: GateConfig,
+    state: State,
+    /// Position after the last frame.
+    heard: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Silent,
+    /// Voice since here, not yet long enough.
+    Rising(u64),
+    /// Speech; the last voice ended here.
+    Open(u64),
+}
+
+impl Gate {
+    /// A closed gate at position 0.
+    pub fn new(detector: Box<dyn Detector>, config: GateConfig) -> Self {
+        Self { detector, config, state: State::Silent, heard: 0 }
+    }
+
+    /// The next frame begins at this position.
+    pub fn start_at(&mut self, position: u64) {
+        self.heard = position;
+        self.state = State::Silent;
+    }
+
+    /// New settings from the next frame on.
+    pub fn configure(&mut self, config: GateConfig) {
+        self.config = config;
+    }
+
+    /// Whether somebody speaks now.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
+    }
+
+    /// Where voice began that is not yet long enough, if so.
+    pub fn rising_since(&self) -> Option<u64> {
+        if let State::Rising(since) = self.state { Some(since) } else { None }
+    }
+
+    /// Closes the gate without a word: its turn was committed or thrown away by somebody else. The next voice opens it anew.
+    pub fn close(&mut self) {
+        self.state = State::Silent;
+    }
+
+    /// Judges the next frame.
+    pub fn push(&mut self, frame: &[f32; FRAME]) -> Option<GateEvent> {
+        let p = self.detector.voice(frame);
+        let begin = self.heard;
+        self.heard += FRAME as u64;
+        let bar = if self.state == State::Silent { self.config.threshold } else { self.config.threshold - 0.15 };
+        let voice = p >= bar.max(0.01);
+        match self.state {
+            State::Silent | State::Rising(_) if voice => {
+                let since = self.rising_since().unwrap_or(begin);
+                if self.heard - since < self.config.min_speech as u64 {
+                    self.state = State::Rising(since);
+                    return None;
+                }
+                self.state = State::Open(self.heard);
+                Some(GateEvent::Started(since))
+            }
+            State::Silent | State::Rising(_) => {
+                self.state = State::Silent;
+                None
+            }
+            State::Open(_) if voice => {
+                self.state = State::Open(self.heard);
+                None
+            }
+            State::Open(last) if self.heard - last >= self.config.silence as u64 => {
+                self.state = State::Silent;
+                Some(GateEvent::Stopped(last))
+            }
+            State::Open(_) => None,
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The command line: what each subcommand does with the library.
+
+mod ask;
+mod bench;
+mod listen;
+mod serve;
+mod terminal;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Layers, Words};
+use crate::engine::local::{Local, LocalOptions};
+use crate::fetch::{self, FetchOptions};
+
+/// Tokens of past conversations that the engine keeps: 64 Ki tokens are 1.6 GB on nano.
+const REMEMBERED_TOKENS: usize = 65_536;
+
+/// A live listening agent: it hears the sound, reasons while you speak, and streams its reasoning and reply.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the page at / and the WebSocket at /v1/realtime.
+    Serve {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Listen to a sound file (wav, flac, ogg, opus, mp3) and answer it.
+    Ask(ask::Ask),
+    /// Listen to the microphone (feature `mic`).
+    Listen(listen::Listen),
+    /// Bring a checkpoint to this machine: nano, step-audio-r1, step-audio-r1.1, step-audio-2-mini, or a Hugging Face id.
+    Fetch {
+        /// Which.
+        #[arg(default_value = "nano")]
+        model: String,
+    },
+    /// Measure the model on this machine.
+    Bench(bench::Bench),
+    /// Print the whole effective configuration, secrets hidden.
+    Config {
+        #[command(flatten)]
+        settings: Settings,
+    },
+}
+
+/// Where the configuration comes from: settings > environment > file > preset.
+#[derive(Debug, Clone, Default, Args)]
+struct Settings {
+    /// A preset to begin with: nano, step-audio-r1, step-audio-2-mini.
+    #[arg(long)]
+    preset: Option<String>,
+    /// A TOML file; see configs/ for all keys.
+    #[arg(long, env = "HEARKEN_CONFIG")]
+    config: Option<PathBuf>,
+    /// A checkpoint's directory, or a name or id as `fetch` takes it.
+    #[arg(long)]
+    model: Option<String>,
+    /// auto, cpu, cuda:N or metal.
+    #[arg(long)]
+    device: Option<String>,
+    /// Single keys, such as `server.listen=0.0.0.0:8080`.
+    #[arg(value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE, such as server.listen=127.0.0.1:9000")?;
+    Ok((key.trim().into(), value.trim().into()))
+}
+
+impl Settings {
+    fn load(&self) -> Result<Config> {
+        let read = |path: &PathBuf| -> Result<(String, String)> {
+            let name = path.display().to_string();
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+            Ok((name, text))
+        };
+        let file = self.config.as_ref().map(read).transpose()?;
+        let mut flags = self.set.clone();
+        flags.extend(self.device.iter().map(|d| ("model.device".into(), d.clone())));
+        flags.extend(self.model.iter().map(|m| {
+            let key = if Path::new(m).exists() { "model.path" } else { "model.name" };
+            (key.into(), m.clone())
+        }));
+        let layers = Layers {
+            preset: self.preset.as_deref(),
+            file: file.as_ref().map(|(name, text)| (name.as_str(), text.as_str())),
+            environment: std::env::vars().collect(),
+            flags,
+        };
+        Ok(Config::load(&layers)?)
+    }
+}
+
+/// Runs one command to its end.
+///
+/// # Errors
+/// What went wrong, in words for the person at the terminal.
+pub fn run(arguments: Arguments) -> Result<()> {
+    match arguments.command {
+        Command::Serve { settings } => serve::serve(settings.load()?),
+        Command::Ask(ask) => ask.run(),
+        Command::Listen(listen) => listen.run(),
+        Command::Fetch { model } => {
+            let path = fetch::fetch(&model, &FetchOptions::from_env(), &mut *fetch::terminal())?;
+            println!("{}", path.display());
+            Ok(())
+        }
+        Command::Bench(bench) => bench.run(),
+        Command::Config { settings } => {
+            print!("{}", settings.load()?.effective_toml());
+            Ok(())
+        }
+    }
+}
+
+/// Where the configured checkpoint lies on this machine.
+fn checkpoint(config: &Config) -> Result<PathBuf> {
+    match &config.model.path {
+        Some(path) => Ok(path.clone()),
+        None => Ok(fetch::locate(&config.model.name, &FetchOptions::from_env())?),
+    }
+}
+
+/// Starts the engine that the configuration asks for.
+fn engine(config: &Config) -> Result<Local> {
+    let path = checkpoint(config)?;
+    if config.model.threads > 0 {
+        // Fails only when a pool is there already, which then has the right size.
+        drop(rayon::ThreadPoolBuilder::new().num_threads(config.model.threads).build_global());
+    }
+    let options = LocalOptions {
+        path: path.clone(),
+        device: config.model.device.clone(),
+        words: config.model.words == Words::Beside,
+        turns: config.server.max_sessions,
+        remembered_tokens: REMEMBERED_TOKENS,
+    };
+    Local::start(options).with_context(|| format!("the model in {} cannot be used", path.display()))
+}
+
+/// Sends log lines to stderr as the configuration says; `RUST_LOG` overrides the level.
+fn log(config: &Config) {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.log.level));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call, as tests make, finds the first one's subscriber.
+    drop(if config.log.json { lines.json().try_init() } else { lines.try_init() });
+}

@@ -1,0 +1,119 @@
+//! The model's works one by one, to be timed: what `hearken bench` runs.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use hearken_models::checkpoint::{Checkpoint, Options};
+use hearken_models::decoder::Share;
+use hearken_models::{Error, Result, Tensor};
+
+/// One work that can be timed.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured {
+    /// Its name.
+    pub name: &'static str,
+    /// What is done, a second.
+    pub unit: &'static str,
+    /// How much of it a run does.
+    pub amount: f64,
+    /// Tokens in the cache before it begins.
+    context: usize,
+    /// Tokens of one pass.
+    tokens: usize,
+    /// Sequences side by side.
+    streams: usize,
+    /// Passes of one run.
+    passes: usize,
+}
+
+const fn decoder(name: &'static str, context: usize, tokens: usize, streams: usize, passes: usize) -> Measured {
+    let amount = (tokens * streams * passes) as f64;
+    Measured { name, unit: "tokens/s", amount, context, tokens, streams, passes }
+}
+
+const fn encoder(name: &'static str, seconds: usize) -> Measured {
+    Measured { name, unit: "× real time", amount: seconds as f64, context: 0, tokens: 0, streams: seconds, passes: 0 }
+}
+
+const WORKS: [Measured; 8] = [
+    encoder("hear 5 s (mel, encoder, adaptor)", 5),
+    encoder("hear 25 s", 25),
+    decoder("prefill 512", 0, 512, 1, 1),
+    decoder("prefill 13 at 500", 500, 13, 1, 4),
+    decoder("decode at 128", 128, 1, 1, 16),
+    decoder("decode at 2048", 2048, 1, 1, 16),
+    decoder("decode 8 streams at 128", 128, 1, 8, 8),
+    encoder("words of 5 s", 5),
+];
+
+/// A model to be measured.
+#[derive(Debug)]
+pub struct Meter {
+    checkpoint: Checkpoint,
+}
+
+impl Meter {
+    /// Opens a checkpoint.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it or the device.
+    pub fn open(path: &Path, device: &str, words: bool) -> Result<Self> {
+        let device = hearken_models::device(device)?;
+        Ok(Self { checkpoint: Checkpoint::open(path, &Options { device, words })? })
+    }
+
+    /// What can be measured here.
+    pub fn works(&self) -> Vec<Measured> {
+        let here = |work: &&Measured| self.checkpoint.words.is_some() || !work.name.starts_with("words");
+        WORKS.iter().filter(here).copied().collect()
+    }
+
+    /// Does the named work once and says how long it took.
+    ///
+    /// # Errors
+    /// An unknown name, or the model's.
+    pub fn run(&mut self, name: &str) -> Result<Duration> {
+        let work = WORKS.iter().find(|w| w.name == name).ok_or_else(|| Error::Input(format!("no work {name}")))?;
+        if work.passes == 0 {
+            // A chirp: digital silence would let a lazy path cheat.
+            let chirp = |i: usize| ((i * i % 65_536) as f32 / 10_430.0).sin() * 0.3;
+            let sound: Vec<f32> = (0..work.streams * 16_000).map(chirp).collect();
+            let begun = Instant::now();
+            let heard = self.checkpoint.hear(&sound)?;
+            if work.name.starts_with("words") {
+                let begun = Instant::now();
+                self.checkpoint.words(&heard, || true)?;
+                return Ok(begun.elapsed());
+            }
+            return Ok(begun.elapsed());
+        }
+        self.decode(work)
+    }
+
+    fn decode(&self, work: &Measured) -> Result<Duration> {
+        let decoder = &self.checkpoint.decoder;
+        let ids = |n: usize| (0..n).map(|i| (i * 37 % 500 + 100) as u32).collect::<Vec<_>>();
+        let mut caches = Vec::new();
+        for _ in 0..work.streams {
+            let mut cache = decoder.cache()?;
+            if work.context > 0 {
+                let x = decoder.embed(&ids(work.context))?;
+                decoder.forward(&x, &mut [Share { cache: &mut cache, tokens: work.context }])?;
+            }
+            caches.push(cache);
+        }
+        let x = decoder.embed(&ids(work.tokens * work.streams))?;
+        let begun = Instant::now();
+        for _ in 0..work.passes {
+            let mut shares: Vec<Share<'_>> = Vec::new();
+            for cache in &mut caches {
+                shares.push(Share { cache, tokens: work.tokens });
+            }
+            let hidden = decoder.forward(&x, &mut shares)?;
+            let last: Vec<u32> = (1..=work.streams).map(|s| (s * work.tokens - 1) as u32).collect();
+            let last = Tensor::new(last, hidden.device())?;
+            decoder.logits(&hidden.index_select(&last, 0)?)?.to_vec2::<f32>()?;
+        }
+        Ok(begun.elapsed())
+    }
+}

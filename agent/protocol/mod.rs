@@ -1,0 +1,3 @@
+//! What is said on the wires: one module a protocol, types and parsing alone. Nothing here knows a socket or a model.
+
+pub mod openai;

@@ -1,0 +1,52 @@
+//! The Realtime API, general-availability shape, as JSON text frames on a WebSocket at `/v1/realtime`.
+//!
+//! # What a client may send
+//! `session.update`, `input_audio_buffer.append|commit|clear`, `conversation.item.create|retrieve|truncate|delete`,
+//! `response.create|cancel`. Anything else, and anything malformed, is answered with `error` and the connection stays. A refused
+//! event changes nothing.
+//!
+//! # What it gets
+//! `session.created` first. A spoken turn: `input_audio_buffer.speech_started`, `…speech_stopped`, `…committed`,
+//! `conversation.item.added`, `conversation.item.done`, then a response. A response, always in this order: `response.created` (before any
+//! computing), `conversation.item.input_audio_transcription.completed` (when the checkpoint has an ear for words; it may come for any
+//! sound that was not yet transcribed), `response.output_item.added`, `conversation.item.added`, `response.content_part.added`,
+//! `response.output_text.delta`*, `response.output_text.done`, `response.content_part.done`, `response.output_item.done`,
+//! `conversation.item.done`, `response.done` with usage. A call of a function takes an output item of its own:
+//! `response.output_item.added`, `conversation.item.added`, `response.function_call_arguments.delta`, `….done`,
+//! `response.output_item.done`, `conversation.item.done`. Fields without a value are left out, except a user part's
+//! `"transcript": null`, `"turn_detection": null`, `"transcription": null` and `"status_details": null`, which say something.
+//!
+//! Replies are text: a wish for spoken output is answered with `"output_modalities": ["text"]`, and a voice's name is accepted
+//! and without effect. `semantic_vad` is accepted too: its eagerness sets how long a silence must last.
+//!
+//! # What is ours, and only for those who ask
+//! - `audio.input.format`: `{"type":"audio/pcm","rate":24000}` (the default), and beyond the API the rates 8000, 16000, 44100, 48000 and
+//!   `{"type":"audio/opus"}`; `audio/pcmu` and `audio/pcma` as there.
+//! - *Binary frames* carry sound in that format without base64: any even number of bytes of PCM16, any number of G.711 bytes, exactly
+//!   one packet of Opus. They may come at any time, also before the first `session.update`.
+//! - `session.include` with `"reasoning.text"`: `response.reasoning_text.delta {response_id, item_id, output_index, content_index, delta}`
+//!   as it thinks and `response.reasoning_text.done {…, text}` when it stops. Both come before the output item that they name is added.
+//! - `session.include` with `"hearken.timings"`: `response.done` carries `response.timings_ms {queued, encode, words, prefill, think, reply}`,
+//!   milliseconds on the compute thread.
+//! - `reasoning.effort` may also be set for one response, in `response.create`.
+//!
+//! # Errors
+//! `{"type":"error","event_id":…,"error":{"type","code","message","param","event_id"}}`; `type` is `invalid_request_error` or `server_error`. A turn
+//! that the engine refuses or fails is told by `response.done` with status `failed` and no `error`, because clients end at an `error`.
+
+mod client;
+mod item;
+mod server;
+mod settings;
+
+pub use client::{ClientEvent, Incoming, InputItem, NewItem, NewKind, NewPart, ResponseParams, parse};
+pub use item::{Item, ItemKind, Object, Part, Status};
+pub use server::{
+    BufferedText, ErrorBody, Place, Response, ResponseStatus, Seconds, ServerEvent, StatusDetails, TimingsMs,
+    TokenDetails, Usage,
+};
+pub(crate) use settings::tools_json;
+pub use settings::{MaxTokens, SessionUpdate, Settings, TurnDetection};
+
+/// An event that is refused: the `error` object that its client is sent.
+pub type Refusal = ErrorBody;

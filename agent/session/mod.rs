@@ -1,0 +1,409 @@
+//! One session as a machine without sockets, clock or threads: [`Input`] goes in with the time, [`Output`] comes out.
+//!
+//! ```text
+//!  client events ─┐                      ┌─> events to the client
+//!  samples, 16 kHz ─> Session::handle ───┼─> turns to start and cancel at the engine
+//!  engine events ─┤     (now passed in)  └─> close
+//!  ticks ─────────┘
+//! ```
+//!
+//! Because it does all things in one place and one at a time, the races of live speech are decided here and nowhere else: a response is given up the
+//! moment speech begins or the client says so, its [`TurnId`] is never used again, and what the engine still says about it is passed over. So a
+//! cancel followed at once by a create works, and a late token never reaches the next turn.
+//!
+//! Parts: [`segment`] finds where turns begin and end, [`conversation`] keeps what was said, `turn` tells one response, `commands` obeys the client.
+
+mod commands;
+pub mod conversation;
+pub mod segment;
+mod turn;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::audio::vad::{Gate, GateConfig, detector};
+use crate::audio::{RATE, samples, samples_ms};
+use crate::config::Config;
+use crate::engine::{self, Content, EngineError, Event, Request, Role, SessionId, Thinking};
+use crate::protocol::openai::{
+    ErrorBody, Incoming, InputItem, Refusal, ResponseParams, ServerEvent, Settings, Status, tools_json,
+};
+use conversation::{Body, Conversation, Entry, Piece, Where};
+use segment::{Ear, Heard};
+use turn::{End, Opening, Running};
+
+/// Names one turn at the engine. Never used twice in a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TurnId(pub u64);
+
+/// What happens to a session.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// The client asks. (`Append` is not for here: its sound comes as [`Input::Sound`].)
+    Client(Incoming),
+    /// What the client sent was refused before it got here: malformed, or sound that cannot be decoded.
+    Refused(Refusal),
+    /// The next samples of its stream, 16 kHz mono, and how many were lost before them.
+    Sound {
+        /// −1..1.
+        samples: &'a [f32],
+        /// Dropped, so that times stay true.
+        lost: u64,
+    },
+    /// The engine says something about a turn.
+    Engine(TurnId, Event),
+    /// The engine says nothing more about a turn. Without a `Done` before, it has failed.
+    EngineEnded(TurnId),
+    /// Time has passed; see [`Session::deadline`].
+    Tick,
+}
+
+/// What a session wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Tell the client.
+    Send {
+        /// Unique in the session.
+        event_id: String,
+        /// What.
+        event: ServerEvent,
+    },
+    /// Start a turn, and report what the engine says about it. A refusal is reported as [`Event::Failed`].
+    Start(TurnId, Box<Request>),
+    /// Drop this turn.
+    Cancel(TurnId),
+    /// End the connection: nothing was heard from the client for too long.
+    CloseIdle,
+}
+
+/// What waits to be done, and the source of names.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    queue: VecDeque<Output>,
+    names: u64,
+    events: u64,
+    suffix: String,
+}
+
+impl Outbox {
+    pub(crate) fn send(&mut self, event: ServerEvent) {
+        self.events += 1;
+        let event_id = format!("event_{}_{}", self.suffix, self.events);
+        self.queue.push_back(Output::Send { event_id, event });
+    }
+
+    fn error(&mut self, error: ErrorBody) {
+        self.send(ServerEvent::Error { error });
+    }
+
+    /// A new name, such as `item_…`.
+    pub(crate) fn name(&mut self, kind: &str) -> String {
+        self.names += 1;
+        format!("{kind}_{}_{}", self.suffix, self.names)
+    }
+}
+
+/// One client's conversation.
+pub struct Session {
+    id: SessionId,
+    name: String,
+    model: String,
+    config: Arc<Config>,
+    settings: Settings,
+    ear: Ear,
+    conversation: Conversation,
+    running: Option<Running>,
+    /// The item that the speech under way will become.
+    speech: Option<String>,
+    /// A turn ended while a response ran that may not be interrupted; it is answered next.
+    unanswered: bool,
+    /// Samples dropped before they got here.
+    lost: u64,
+    /// The client knows that its buffer is full.
+    told_full: bool,
+    turns: u64,
+    last_word: Duration,
+    /// Since when nobody speaks after a response, for the idle timeout.
+    quiet: Option<Duration>,
+    out: Outbox,
+}
+
+impl Session {
+    /// A session that has `session.created` to say. `suffix` makes its names unique among sessions.
+    pub fn new(id: SessionId, suffix: String, model: &str, config: Arc<Config>, now: Duration) -> Self {
+        let settings = Settings::new(&config);
+        let voice = &config.voice;
+        let ear = Ear::new(None, samples_ms(voice.prefix_padding_ms), samples(config.limits.buffered_seconds));
+        let mut this = Self {
+            id,
+            name: format!("sess_{suffix}"),
+            model: model.to_owned(),
+            conversation: Conversation::new(config.limits.clone()),
+            settings,
+            ear,
+            running: None,
+            speech: None,
+            unanswered: false,
+            lost: 0,
+            told_full: false,
+            turns: 0,
+            last_word: now,
+            quiet: None,
+            out: Outbox { queue: VecDeque::new(), names: 0, events: 0, suffix },
+            config,
+        };
+        this.listen();
+        this.out.send(ServerEvent::SessionCreated { session: this.settings.show(&this.name, &this.model) });
+        this
+    }
+
+    /// Takes one input. `now` is the time since any fixed moment and never goes back.
+    pub fn handle(&mut self, input: Input<'_>, now: Duration) {
+        if !matches!(input, Input::Tick) {
+            self.last_word = now;
+        }
+        match input {
+            Input::Client(incoming) => self.client(incoming),
+            Input::Refused(refusal) => self.out.error(refusal),
+            Input::Sound { samples, lost } => self.sound(samples, lost),
+            Input::Engine(turn, event) => self.engine(turn, event),
+            Input::EngineEnded(turn) => self.engine(turn, Event::Failed(EngineError::Stopped)),
+            Input::Tick => self.tick(now),
+        }
+        // Quiet begins when nobody speaks and nothing is computed, and only after something was said.
+        match (self.ear.in_turn() || self.running.is_some(), self.quiet) {
+            (true, _) => self.quiet = None,
+            (false, None) if self.turns > 0 => self.quiet = Some(now),
+            _ => {}
+        }
+    }
+
+    /// The next thing to be done, in order.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.out.queue.pop_front()
+    }
+
+    /// When it wants a [`Input::Tick`] at the latest.
+    pub fn deadline(&self) -> Duration {
+        let idle = self.last_word + Duration::from_secs(self.config.limits.idle_seconds);
+        self.timeout().map_or(idle, |(at, _)| idle.min(at))
+    }
+
+    /// The session's name on the wire.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// When a long silence makes the model speak up, and how long that is.
+    fn timeout(&self) -> Option<(Duration, Duration)> {
+        let ms = self.settings.turn_detection.as_ref()?.idle_timeout_ms?;
+        let silence = Duration::from_millis(ms.into());
+        Some((self.quiet? + silence, silence))
+    }
+
+    /// Milliseconds in the client's stream.
+    fn ms(&self, position: u64) -> u64 {
+        (position + self.lost) * 1000 / u64::from(RATE)
+    }
+
+    /// Sets the ear up as the settings say.
+    fn listen(&mut self) {
+        let Some(turns) = self.settings.turn_detection else {
+            if self.ear.gate().is_some() {
+                self.ear.set_gate(None);
+            }
+            self.speech = None;
+            return;
+        };
+        let config = GateConfig::new(turns.threshold, self.config.voice.min_speech_ms, turns.silence_duration_ms);
+        self.ear.padding = samples_ms(turns.prefix_padding_ms) as u64;
+        match self.ear.gate() {
+            Some(gate) => gate.configure(config),
+            None => self.ear.set_gate(Some(Gate::new(detector(self.config.voice.detector), config))),
+        }
+    }
+
+    fn sound(&mut self, samples: &[f32], lost: u64) {
+        self.lost += lost;
+        let mut found = Vec::new();
+        let no_room = self.ear.push(samples, &mut found);
+        if no_room > 0 && !self.told_full {
+            self.told_full = true;
+            let message =
+                format!("The input buffer holds {} s. Commit or clear it.", self.config.limits.buffered_seconds);
+            self.out.error(ErrorBody::invalid("input_audio_buffer_full", message));
+        }
+        for heard in found {
+            match heard {
+                Heard::Started(at) => self.speech_started(at),
+                Heard::Ended { at, sound } => self.speech_ended(at, &sound),
+            }
+        }
+    }
+
+    fn speech_started(&mut self, at: u64) {
+        let item_id = self.out.name("item");
+        self.speech = Some(item_id.clone());
+        self.out.send(ServerEvent::SpeechStarted { audio_start_ms: self.ms(at), item_id });
+        if self.settings.turn_detection.is_some_and(|t| t.interrupt_response) {
+            self.unanswered = false;
+            self.cancel("turn_detected");
+        }
+    }
+
+    fn speech_ended(&mut self, at: u64, sound: &[f32]) {
+        let item_id = self.speech.take().unwrap_or_else(|| self.out.name("item"));
+        self.out.send(ServerEvent::SpeechStopped { audio_end_ms: self.ms(at), item_id: item_id.clone() });
+        if self.commit(item_id, sound).is_ok() && self.settings.turn_detection.is_some_and(|t| t.create_response) {
+            self.answer();
+        }
+    }
+
+    /// A user's sound becomes an item. A conversation that is full says so, and the sound is gone.
+    fn commit(&mut self, item_id: String, sound: &[f32]) -> Result<(), ()> {
+        let piece = Piece::sound(sound, samples(self.config.voice.max_segment_seconds), None);
+        let entry =
+            Entry { id: item_id.clone(), status: Status::Completed, body: Body::Message(Role::User, vec![piece]) };
+        let item = entry.show();
+        let previous_item_id =
+            self.conversation.insert(entry, &Where::End).map_err(|full| self.out.error(full.into()))?;
+        self.out.send(ServerEvent::Committed { previous_item_id: previous_item_id.clone(), item_id });
+        self.out.send(ServerEvent::ItemAdded { previous_item_id: previous_item_id.clone(), item: item.clone() });
+        self.out.send(ServerEvent::ItemDone { previous_item_id, item });
+        Ok(())
+    }
+
+    /// Answers a spoken turn, now or when the running response is over.
+    fn answer(&mut self) {
+        if self.running.is_some() {
+            self.unanswered = true;
+        } else if let Err(refusal) = self.respond(ResponseParams::default()) {
+            self.out.error(refusal);
+        }
+    }
+
+    /// Begins a response; nothing runs.
+    fn respond(&mut self, params: ResponseParams) -> Result<(), Refusal> {
+        debug_assert!(self.running.is_none(), "callers look first");
+        if !params.out_of_band {
+            self.conversation.room()?;
+        }
+        let written;
+        let entries = match params.input {
+            None => self.conversation.entries(),
+            Some(input) => {
+                written = self.written(input)?;
+                &written[..]
+            }
+        };
+        let hears = newest_unheard(entries);
+        let mut conversation = Vec::new();
+        let instructions = params.instructions.as_ref().unwrap_or(&self.settings.instructions);
+        if !instructions.is_empty() {
+            let content = vec![Content::Text(instructions.clone())];
+            conversation.push(engine::Item::Message { role: Role::System, content });
+        }
+        conversation.extend(self.conversation.for_engine(entries));
+        let s = &self.settings;
+        let budget = self.config.thinking.budget(params.effort.unwrap_or(s.effort));
+        let max_output_tokens = params.max_output_tokens.unwrap_or(s.max_output_tokens);
+        let request = Request {
+            session: self.id,
+            conversation,
+            tools: tools_json(
+                params.tools.as_ref().unwrap_or(&s.tools),
+                params.tool_choice.as_ref().unwrap_or(&s.tool_choice),
+            ),
+            thinking: if budget.is_some() { Thinking::On } else { Thinking::Off },
+            thinking_budget: budget.unwrap_or(0),
+            max_reply_tokens: max_output_tokens.within(self.config.thinking.max_reply_tokens),
+            sampling: self.config.sampling.for_turn(self.turns),
+        };
+        self.turns += 1;
+        let turn = TurnId(self.turns);
+        let opening = Opening {
+            turn,
+            response_id: self.out.name("resp"),
+            conversation_id: format!("conv_{}", self.out.suffix),
+            out_of_band: params.out_of_band,
+            metadata: params.metadata,
+            max_output_tokens,
+            hears,
+            tells_words: s.transcription.is_some(),
+            tells_reasoning: s.includes("reasoning.text"),
+            tells_timings: s.includes("hearken.timings"),
+        };
+        self.running = Some(Running::begin(opening, &mut self.out));
+        self.out.queue.push_back(Output::Start(turn, Box::new(request)));
+        Ok(())
+    }
+
+    /// The entries of a response's own input.
+    fn written(&mut self, input: Vec<InputItem>) -> Result<Vec<Entry>, Refusal> {
+        let one = |item| match item {
+            InputItem::New(item) => self.entry(item),
+            InputItem::Reference(id) => self.conversation.get(&id).cloned().ok_or_else(|| {
+                ErrorBody::invalid("invalid_value", format!("There is no item `{id}`.")).at("response.input")
+            }),
+        };
+        input.into_iter().map(one).collect()
+    }
+
+    fn engine(&mut self, turn: TurnId, event: Event) {
+        // Of a turn that was given up: too late.
+        let Some(running) = self.running.as_mut().filter(|r| r.opening.turn == turn) else { return };
+        if let Some(end) = running.event(event, &mut self.conversation, &mut self.out) {
+            self.finish(end);
+        }
+    }
+
+    /// Gives the running response up. What was sent of it stays.
+    fn cancel(&mut self, reason: &'static str) -> bool {
+        let Some(running) = &self.running else { return false };
+        self.out.queue.push_back(Output::Cancel(running.opening.turn));
+        self.finish(End::Cancelled(reason));
+        true
+    }
+
+    fn finish(&mut self, end: End) {
+        if let Some(running) = self.running.take() {
+            running.end(end, &mut self.conversation, &mut self.out);
+        }
+        if std::mem::take(&mut self.unanswered) {
+            self.answer();
+        }
+    }
+
+    fn tick(&mut self, now: Duration) {
+        if let Some((_, silence)) = self.timeout().filter(|(at, _)| *at <= now) {
+            let (start, sound) = self.ear.recent();
+            let item_id = self.out.name("item");
+            let audio_end_ms = self.ms(self.ear.position());
+            let audio_start_ms = audio_end_ms.saturating_sub(silence.as_millis() as u64).min(self.ms(start));
+            self.out.send(ServerEvent::TimeoutTriggered { audio_start_ms, audio_end_ms, item_id: item_id.clone() });
+            self.quiet = None;
+            if self.commit(item_id, &sound).is_ok() {
+                self.answer();
+            }
+        }
+        if now >= self.last_word + Duration::from_secs(self.config.limits.idle_seconds) {
+            self.out.queue.push_back(Output::CloseIdle);
+        }
+    }
+}
+
+/// The part whose words the engine will tell: the newest sound, unless they are known.
+fn newest_unheard(entries: &[Entry]) -> Option<(String, usize)> {
+    let sounds = |entry: &'_ Entry| match &entry.body {
+        Body::Message(_, pieces) => pieces.iter().rposition(|p| matches!(p, Piece::Sound { .. })),
+        _ => None,
+    };
+    let (entry, index) = entries.iter().rev().find_map(|e| sounds(e).map(|i| (e, i)))?;
+    match &entry.body {
+        Body::Message(_, pieces) if matches!(pieces[index], Piece::Sound { transcript: None, .. }) => {
+            Some((entry.id.clone(), index))
+        }
+        _ => None,
+    }
+}

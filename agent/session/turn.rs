@@ -1,0 +1,268 @@
+//! One response, from the engine's events to the client's, in the order that the protocol promises.
+//!
+//! A response owns its text until it closes an item. Whatever ends it (the model, a limit, the client, speech) closes what is open with exactly
+//! the text that was sent, and says why in `response.done`.
+
+use serde_json::{Map, Value};
+
+use super::conversation::{Body, Conversation, Entry, Piece};
+use super::{Outbox, TurnId};
+use crate::engine::{EngineError, Event, Finish, Role, Timings, Usage};
+use crate::protocol::openai::{
+    BufferedText, ErrorBody, Item, MaxTokens, Place, Response, ResponseStatus, Seconds, ServerEvent, Status,
+    StatusDetails,
+};
+
+/// What is fixed when a response begins.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) turn: TurnId,
+    pub(super) response_id: String,
+    pub(super) conversation_id: String,
+    pub(super) out_of_band: bool,
+    pub(super) metadata: Option<Map<String, Value>>,
+    pub(super) max_output_tokens: MaxTokens,
+    /// The item and part whose words [`Event::Heard`] tells, if the newest sound has none yet.
+    pub(super) hears: Option<(String, usize)>,
+    pub(super) tells_words: bool,
+    pub(super) tells_reasoning: bool,
+    pub(super) tells_timings: bool,
+}
+
+/// Why a response ends.
+#[derive(Debug)]
+pub(super) enum End {
+    Done(Finish, Usage, Timings),
+    Cancelled(&'static str),
+    Failed(EngineError),
+}
+
+#[derive(Debug)]
+struct OpenMessage {
+    id: String,
+    text: String,
+}
+
+/// A response under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) opening: Opening,
+    /// Finished items.
+    output: Vec<Item>,
+    open: Option<OpenMessage>,
+    /// The name kept for the item that the reasoning leads to.
+    reserved: Option<String>,
+    reasoning: Option<String>,
+}
+
+impl Running {
+    /// Begins, and says so before anything is computed.
+    pub(super) fn begin(opening: Opening, out: &mut Outbox) -> Self {
+        let this = Self { opening, output: Vec::new(), open: None, reserved: None, reasoning: None };
+        let response = this.show(ResponseStatus::InProgress, None, None, None);
+        out.send(ServerEvent::ResponseCreated { response });
+        this
+    }
+
+    fn show(
+        &self,
+        status: ResponseStatus,
+        status_details: Option<StatusDetails>,
+        usage: Option<Usage>,
+        timings: Option<Timings>,
+    ) -> Response {
+        let o = &self.opening;
+        Response {
+            object: "realtime.response",
+            id: o.response_id.clone(),
+            status,
+            status_details,
+            output: self.output.clone(),
+            conversation_id: (!o.out_of_band).then(|| o.conversation_id.clone()),
+            output_modalities: ["text"],
+            max_output_tokens: o.max_output_tokens,
+            metadata: o.metadata.clone(),
+            usage: usage.map(Into::into),
+            timings_ms: timings.filter(|_| o.tells_timings).map(Into::into),
+        }
+    }
+
+    fn place(&self, item_id: &str) -> Place {
+        Place {
+            response_id: self.opening.response_id.clone(),
+            item_id: item_id.to_owned(),
+            output_index: self.output.len(),
+            content_index: 0,
+        }
+    }
+
+    /// Tells the client of one engine event. Returns how the response ends, if it does.
+    pub(super) fn event(&mut self, event: Event, items: &mut Conversation, out: &mut Outbox) -> Option<End> {
+        match event {
+            Event::Heard(words) => self.heard(words, items, out),
+            Event::Reasoning(delta) => self.reasoning(delta, out),
+            Event::Reply(delta) => self.reply(delta, items, out),
+            Event::ToolCall { name, arguments } => self.tool_call(name, arguments, items, out),
+            Event::Done { finish, usage, timings } => return Some(End::Done(finish, usage, timings)),
+            Event::Failed(error) => return Some(End::Failed(error)),
+        }
+        None
+    }
+
+    fn heard(&mut self, words: String, items: &mut Conversation, out: &mut Outbox) {
+        let Some((id, index)) = self.opening.hears.take() else { return };
+        // The item may have been deleted meanwhile.
+        let Some(Body::Message(_, pieces)) = items.get_mut(&id).map(|e| &mut e.body) else { return };
+        let Some(piece @ Piece::Sound { .. }) = pieces.get_mut(index) else { return };
+        let seconds = Seconds(piece.seconds());
+        if let Piece::Sound { transcript, .. } = piece {
+            *transcript = Some(words.clone());
+        }
+        if self.opening.tells_words {
+            out.send(ServerEvent::Transcribed { item_id: id, content_index: index, transcript: words, usage: seconds });
+        }
+    }
+
+    fn reasoning(&mut self, delta: String, out: &mut Outbox) {
+        if !self.opening.tells_reasoning || delta.is_empty() {
+            return;
+        }
+        let id = self.reserved.get_or_insert_with(|| out.name("item")).clone();
+        let place = self.place(&id);
+        self.reasoning.get_or_insert_default().push_str(&delta);
+        out.send(ServerEvent::ReasoningDelta { place, delta });
+    }
+
+    fn end_reasoning(&mut self, out: &mut Outbox) {
+        if let (Some(text), Some(id)) = (self.reasoning.take(), &self.reserved) {
+            out.send(ServerEvent::ReasoningDone { place: self.place(id), text });
+        }
+    }
+
+    fn reply(&mut self, delta: String, items: &mut Conversation, out: &mut Outbox) {
+        if delta.is_empty() {
+            return;
+        }
+        self.end_reasoning(out);
+        if self.open.is_none() {
+            let id = self.reserved.take().unwrap_or_else(|| out.name("item"));
+            let entry =
+                Entry { id: id.clone(), status: Status::InProgress, body: Body::Message(Role::Assistant, Vec::new()) };
+            self.add(entry, items, out);
+            out.send(ServerEvent::PartAdded { place: self.place(&id), part: BufferedText(String::new()) });
+            self.open = Some(OpenMessage { id, text: String::new() });
+        }
+        let open = self.open.as_mut().expect("opened above");
+        open.text.push_str(&delta);
+        let id = open.id.clone();
+        out.send(ServerEvent::TextDelta { place: self.place(&id), delta });
+    }
+
+    fn tool_call(&mut self, name: String, arguments: String, items: &mut Conversation, out: &mut Outbox) {
+        self.end_reasoning(out);
+        self.close_message(Status::Completed, items, out);
+        let item_id = self.reserved.take().unwrap_or_else(|| out.name("item"));
+        let call_id = out.name("call");
+        let call = |arguments: String| Body::Call { call_id: call_id.clone(), name: name.clone(), arguments };
+        let mut entry = Entry { id: item_id.clone(), status: Status::InProgress, body: call(String::new()) };
+        self.add(entry.clone(), items, out);
+        let response_id = self.opening.response_id.clone();
+        let output_index = self.output.len();
+        out.send(ServerEvent::ArgumentsDelta {
+            response_id: response_id.clone(),
+            item_id: item_id.clone(),
+            output_index,
+            call_id: call_id.clone(),
+            delta: arguments.clone(),
+        });
+        out.send(ServerEvent::ArgumentsDone {
+            response_id,
+            item_id,
+            output_index,
+            call_id: call_id.clone(),
+            name: name.clone(),
+            arguments: arguments.clone(),
+        });
+        (entry.status, entry.body) = (Status::Completed, call(arguments));
+        self.finish(entry, items, out);
+    }
+
+    /// A new output item begins.
+    fn add(&self, entry: Entry, items: &mut Conversation, out: &mut Outbox) {
+        let item = entry.show();
+        out.send(ServerEvent::OutputItemAdded {
+            response_id: self.opening.response_id.clone(),
+            output_index: self.output.len(),
+            item: item.clone(),
+        });
+        if !self.opening.out_of_band {
+            let previous_item_id = items.append(entry);
+            out.send(ServerEvent::ItemAdded { previous_item_id, item });
+        }
+    }
+
+    /// An output item is what it will stay.
+    fn finish(&mut self, entry: Entry, items: &mut Conversation, out: &mut Outbox) {
+        let item = entry.show();
+        out.send(ServerEvent::OutputItemDone {
+            response_id: self.opening.response_id.clone(),
+            output_index: self.output.len(),
+            item: item.clone(),
+        });
+        self.output.push(item.clone());
+        // Deleted while it was written: then it stays deleted.
+        if let Some(slot) = items.get_mut(&entry.id) {
+            *slot = entry;
+            let previous_item_id = items.previous(&item.id);
+            out.send(ServerEvent::ItemDone { previous_item_id, item });
+        }
+    }
+
+    fn close_message(&mut self, status: Status, items: &mut Conversation, out: &mut Outbox) {
+        let Some(OpenMessage { id, text }) = self.open.take() else { return };
+        let place = self.place(&id);
+        out.send(ServerEvent::TextDone { place: place.clone(), text: text.clone() });
+        out.send(ServerEvent::PartDone { place, part: BufferedText(text.clone()) });
+        let body = Body::Message(Role::Assistant, vec![Piece::Text(text)]);
+        self.finish(Entry { id, status, body }, items, out);
+    }
+
+    /// Closes what is open and says how it ended.
+    pub(super) fn end(mut self, end: End, items: &mut Conversation, out: &mut Outbox) {
+        self.end_reasoning(out);
+        let detail = |kind, reason, error| Some(StatusDetails { kind, reason, error });
+        let (status, details, usage, timings) = match end {
+            End::Done(Finish::Stop, usage, timings) => (ResponseStatus::Completed, None, Some(usage), Some(timings)),
+            End::Done(Finish::Length, usage, timings) => {
+                let details = detail(ResponseStatus::Incomplete, Some("max_output_tokens"), None);
+                (ResponseStatus::Incomplete, details, Some(usage), Some(timings))
+            }
+            End::Done(Finish::Cancelled, usage, timings) => {
+                let details = detail(ResponseStatus::Cancelled, None, None);
+                (ResponseStatus::Cancelled, details, Some(usage), Some(timings))
+            }
+            // The engine counts on for a token or so; what it did for nobody is not told.
+            End::Cancelled(reason) => {
+                (ResponseStatus::Cancelled, detail(ResponseStatus::Cancelled, Some(reason), None), None, None)
+            }
+            End::Failed(error) => {
+                let details = detail(ResponseStatus::Failed, None, Some(failure(&error)));
+                (ResponseStatus::Failed, details, None, None)
+            }
+        };
+        let whole = status == ResponseStatus::Completed;
+        self.close_message(if whole { Status::Completed } else { Status::Incomplete }, items, out);
+        let response = self.show(status, details, Some(usage.unwrap_or_default()), timings);
+        out.send(ServerEvent::ResponseDone { response });
+    }
+}
+
+fn failure(error: &EngineError) -> ErrorBody {
+    let message = error.to_string();
+    match error {
+        EngineError::Overloaded { .. } => ErrorBody::server("overloaded", message),
+        EngineError::ContextFull { .. } => ErrorBody::invalid("context_length_exceeded", message),
+        EngineError::Empty(_) => ErrorBody::invalid("empty_conversation", message),
+        _ => ErrorBody::server("server_error", message),
+    }
+}

@@ -1,0 +1,189 @@
+//! Who may come in: one layer before every route.
+//!
+//! Two dangers, two checks. A stranger on the network needs a token. A page of another site, open in the user's own browser, needs none to reach a
+//! server on loopback, so its `Origin` must be ours or listed; and where no token is asked for, the `Host` must be a loopback name, or a site whose name
+//! is made to resolve to 127.0.0.1 (DNS rebinding) would count as ours.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+
+use super::App;
+use super::http::refuse;
+use crate::config::Server;
+use crate::metrics::count;
+use crate::protocol::openai::ErrorBody;
+
+/// How browsers pass a key, which cannot set headers on a WebSocket.
+pub(super) const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
+
+/// The rules, made once.
+pub(super) struct Guard {
+    /// Hashes, so that comparing takes the same time for any wrong token.
+    tokens: Vec<[u8; 32]>,
+    origins: Vec<String>,
+    loopback: bool,
+}
+
+/// Why a request is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    Token,
+    Origin,
+    Host,
+}
+
+impl Guard {
+    pub(super) fn new(server: &Server, address: SocketAddr) -> Self {
+        Self {
+            tokens: server.api_tokens.iter().map(|t| Sha256::digest(t.expose()).into()).collect(),
+            origins: server.allowed_origins.iter().map(|o| o.trim_end_matches('/').to_ascii_lowercase()).collect(),
+            loopback: address.ip().is_loopback(),
+        }
+    }
+
+    /// From where: for every route.
+    fn place(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        let text =
+            |name| headers.get(name).map(|v: &header::HeaderValue| v.to_str().unwrap_or("?").to_ascii_lowercase());
+        let host = text(header::HOST);
+        if self.loopback
+            && let Some(host) = &host
+            && !is_loopback(host)
+            && !self.origins.iter().any(|o| authority(o) == Some(host))
+        {
+            return Err(Refused::Host);
+        }
+        let Some(origin) = text(header::ORIGIN) else { return Ok(()) };
+        let same = host.is_some_and(|host| authority(&origin) == Some(&host));
+        if same || self.origins.contains(&origin) { Ok(()) } else { Err(Refused::Origin) }
+    }
+
+    /// With what: for the API.
+    fn token(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        if self.tokens.is_empty() {
+            return Ok(());
+        }
+        let text = |name| headers.get_all(name).into_iter().filter_map(|v: &header::HeaderValue| v.to_str().ok());
+        let bearer = text(header::AUTHORIZATION)
+            .filter_map(|v| v.split_once(' '))
+            .filter_map(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer").then_some(token.trim()));
+        let offered = text(header::SEC_WEBSOCKET_PROTOCOL).flat_map(|v| v.split(','));
+        let keys = offered.filter_map(|p| p.trim().strip_prefix(KEY_PROTOCOL));
+        let mut known = false;
+        for token in bearer.chain(keys) {
+            let hash: [u8; 32] = Sha256::digest(token).into();
+            known |= self.tokens.contains(&hash);
+        }
+        if known { Ok(()) } else { Err(Refused::Token) }
+    }
+}
+
+/// `host[:port]` of an origin.
+fn authority(origin: &str) -> Option<&str> {
+    origin.split_once("://").map(|(_, authority)| authority)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    name == "localhost" || name.ends_with(".localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The layer.
+pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let api = request.uri().path().starts_with("/v1/");
+    let verdict = app.guard.place(headers).and_then(|()| if api { app.guard.token(headers) } else { Ok(()) });
+    let Err(refused) = verdict else { return next.run(request).await };
+    let (status, code, message) = match refused {
+        Refused::Token => {
+            count(&app.metrics.refused_auth);
+            (StatusCode::UNAUTHORIZED, "invalid_api_key", "A token of this server is needed: Authorization: Bearer …")
+        }
+        Refused::Origin => {
+            count(&app.metrics.refused_origin);
+            (StatusCode::FORBIDDEN, "origin_not_allowed", "This page's site is not in server.allowed_origins.")
+        }
+        Refused::Host => {
+            count(&app.metrics.refused_origin);
+            let message =
+                "This server is on loopback and answers to loopback names, or to those in server.allowed_origins.";
+            (StatusCode::MISDIRECTED_REQUEST, "host_not_allowed", message)
+        }
+    };
+    let mut response = refuse(status, &ErrorBody::invalid(code, message)).into_response();
+    if refused == Refused::Token {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::Secret;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(k, v)| (header::HeaderName::from_static(k), v.parse().unwrap())).collect()
+    }
+
+    fn guard(listen: &str) -> Guard {
+        let server = Server {
+            api_tokens: vec![Secret::new("right")],
+            allowed_origins: vec!["https://ours.example/".into()],
+            ..Server::default()
+        };
+        Guard::new(&server, listen.parse().unwrap())
+    }
+
+    #[test]
+    fn a_rebound_name_and_a_foreign_page_are_turned_away_on_loopback() {
+        let guard = guard("127.0.0.1:8080");
+        for ok in [
+            &[("host", "localhost:8080")][..],
+            &[("host", "127.0.0.1:8080"), ("origin", "http://127.0.0.1:8080")],
+            &[("host", "[::1]:8080")],
+            &[("host", "127.0.0.1:8080"), ("origin", "https://ours.example")],
+            &[("host", "ours.example"), ("origin", "https://ours.example")],
+            &[],
+        ] {
+            assert_eq!(guard.place(&headers(ok)), Ok(()), "{ok:?}");
+        }
+        let rebound = [("host", "evil.example:8080"), ("origin", "http://evil.example:8080")];
+        assert_eq!(guard.place(&headers(&rebound)), Err(Refused::Host));
+        let foreign = [("host", "127.0.0.1:8080"), ("origin", "https://evil.example")];
+        assert_eq!(guard.place(&headers(&foreign)), Err(Refused::Origin));
+        let other_port = [("host", "localhost:8080"), ("origin", "http://localhost:9999")];
+        assert_eq!(guard.place(&headers(&other_port)), Err(Refused::Origin));
+        assert_eq!(guard.place(&headers(&[("host", "localhost"), ("origin", "null")])), Err(Refused::Origin));
+        assert_eq!(guard.place(&headers(&[("host", "127.0.0.1.evil.example")])), Err(Refused::Host));
+    }
+
+    #[test]
+    fn beyond_loopback_any_name_will_do_but_origins_still_count() {
+        let guard = guard("0.0.0.0:8080");
+        assert_eq!(guard.place(&headers(&[("host", "box.lan:8080"), ("origin", "http://box.lan:8080")])), Ok(()));
+        assert_eq!(guard.place(&headers(&[("host", "box.lan"), ("origin", "http://evil")])), Err(Refused::Origin));
+    }
+
+    #[test]
+    fn a_token_comes_as_a_header_or_as_a_subprotocol() {
+        let guard = guard("127.0.0.1:8080");
+        assert_eq!(guard.token(&headers(&[("authorization", "bearer right")])), Ok(()));
+        let protocols = [("sec-websocket-protocol", "realtime, openai-insecure-api-key.right")];
+        assert_eq!(guard.token(&headers(&protocols)), Ok(()));
+        for wrong in ["Bearer wrong", "Bearer ", "right", "Basic right"] {
+            assert_eq!(guard.token(&headers(&[("authorization", wrong)])), Err(Refused::Token), "{wrong}");
+        }
+        assert_eq!(guard.token(&headers(&[])), Err(Refused::Token));
+    }
+}

@@ -1,0 +1,91 @@
+//! Wires: they carry bytes and events between clients and sessions, and know no model.
+
+mod assets;
+mod auth;
+mod http;
+mod listen;
+mod websocket;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::serve::ListenerExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use crate::config::Config;
+use crate::engine::{Engine, SessionId};
+use crate::metrics::Metrics;
+
+/// What every connection of one server shares.
+pub(crate) struct App {
+    config: Arc<Config>,
+    engine: Arc<dyn Engine>,
+    metrics: Metrics,
+    guard: auth::Guard,
+    /// One permit a session.
+    places: Arc<Semaphore>,
+    sessions: AtomicU64,
+    /// Seconds since 1970; makes the names of sessions unique across restarts.
+    started: u64,
+    /// Turns true when the server is to end.
+    ending: watch::Receiver<bool>,
+}
+
+impl App {
+    fn next_session(&self) -> (SessionId, String) {
+        let n = self.sessions.fetch_add(1, Ordering::Relaxed);
+        (SessionId(n), format!("{:x}x{n:x}", self.started))
+    }
+}
+
+/// Serves until `shutdown` is ready, then lets sessions say goodbye (close 1001) for at most `server.drain_seconds`.
+///
+/// # Errors
+/// When the listener has no address or accepting fails for good.
+pub async fn serve(
+    listener: TcpListener,
+    config: Arc<Config>,
+    engine: Arc<dyn Engine>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let address = listener.local_addr()?;
+    let (end, ending) = watch::channel(false);
+    let places = Arc::new(Semaphore::new(config.server.max_sessions));
+    let app = Arc::new(App {
+        guard: auth::Guard::new(&config.server, address),
+        metrics: Metrics::default(),
+        places: places.clone(),
+        sessions: AtomicU64::new(1),
+        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        ending: ending.clone(),
+        engine,
+        config: config.clone(),
+    });
+    tracing::info!(%address, model = app.engine.model(), "listening");
+    // A token of reply is a packet of its own; waiting to fill packets would only delay it.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    tokio::spawn(async move {
+        shutdown.await;
+        let _ = end.send(true);
+    });
+    let told = |mut ending: watch::Receiver<bool>| async move {
+        // An error means that nobody can tell us any more, which is an end as well.
+        let _ = ending.wait_for(|ending| *ending).await;
+    };
+    let patience = Duration::from_secs(config.server.drain_seconds);
+    let server = axum::serve(listener, http::router(app)).with_graceful_shutdown(told(ending.clone()));
+    tokio::select! {
+        served = server => served?,
+        // An idle or slow connection does not hold the process.
+        () = async { told(ending).await; tokio::time::sleep(patience).await } => return Ok(()),
+    }
+    // Sessions live on after their HTTP request; each gives its place back when it has said goodbye.
+    let all = u32::try_from(config.server.max_sessions).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(patience, places.acquire_many(all)).await;
+    Ok(())
+}

@@ -1,0 +1,185 @@
+//! The Realtime API on a WebSocket: three tasks a connection, joined by bounded queues.
+//!
+//! ```text
+//!  socket -> read: parse, decode, resample -> ring (sound) ┐
+//!                                          -> queue (events)┴-> session task <-> engine
+//!  socket <- write <- queue (frames) <----------------------------┘
+//! ```
+//! The reader never waits for the session's thinking, because the session never waits for anything: it takes an input, says what is to be done, and goes
+//! on. When the queue of frames is full, the client reads too slowly and is disconnected. When the ring is full, the oldest sound goes, counted. A panic
+//! in one session ends that task alone; its client is told 1011.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+
+use super::http::refuse;
+use super::{App, listen};
+use crate::metrics::count;
+use crate::protocol::openai::ErrorBody;
+
+/// A ping each, so that proxies keep the connection and a vanished peer is noticed.
+const PING: Duration = Duration::from_secs(20);
+/// Without any frame, a pong included, for so long, the peer is gone.
+const GONE: Duration = Duration::from_secs(75);
+/// How long a goodbye may take.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+#[derive(Deserialize)]
+pub(super) struct Params {
+    intent: Option<String>,
+}
+
+/// Why a connection ends, as its close frame says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Goodbye {
+    pub(super) code: u16,
+    pub(super) reason: &'static str,
+    /// Whether what is still queued is sent first.
+    pub(super) drain: bool,
+}
+
+impl Goodbye {
+    pub(super) const fn new(code: u16, reason: &'static str) -> Self {
+        Self { code, reason, drain: true }
+    }
+}
+
+pub(super) async fn upgrade(
+    State(app): State<Arc<App>>,
+    Query(params): Query<Params>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let upgrade = match upgrade {
+        Ok(upgrade) => upgrade,
+        Err(rejection) => {
+            return refuse(rejection.status(), &ErrorBody::invalid("websocket_expected", rejection.body_text()))
+                .into_response();
+        }
+    };
+    if params.intent.is_some_and(|intent| intent != "conversation") {
+        let error = ErrorBody::invalid("invalid_value", "Sessions without an intent are served here.").at("intent");
+        return refuse(StatusCode::BAD_REQUEST, &error).into_response();
+    }
+    if *app.ending.borrow() {
+        let error = ErrorBody::server("draining", "The server is ending.");
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, &error).into_response();
+    }
+    // The place is taken before the upgrade, so that a refusal is plain HTTP that every client can read.
+    let Ok(place) = app.places.clone().try_acquire_owned() else {
+        count(&app.metrics.refused_busy);
+        let message = format!("All {} places are taken. Try again later.", app.config.server.max_sessions);
+        let refusal = refuse(StatusCode::SERVICE_UNAVAILABLE, &ErrorBody::server("overloaded", message));
+        return ([(header::RETRY_AFTER, "5")], refusal).into_response();
+    };
+    let most = app.config.limits.max_message_bytes;
+    upgrade
+        .protocols(["realtime"])
+        .max_message_size(most)
+        .max_frame_size(most)
+        .on_upgrade(async move |socket| {
+            connection(socket, app).await;
+            drop(place);
+        })
+        .into_response()
+}
+
+async fn connection(socket: WebSocket, app: Arc<App>) {
+    let (sink, mut stream) = socket.split();
+    let (frames, queue) = mpsc::channel(app.config.limits.send_queue);
+    let (hang_up, hung_up) = oneshot::channel();
+    let (ears, session) = listen::session(app.clone(), frames);
+    let writer = tokio::spawn(write(sink, queue, hung_up));
+    let mut session = tokio::spawn(session);
+    let goodbye = tokio::select! {
+        ended = &mut session => ended,
+        goodbye = read(&mut stream, ears) => {
+            // Reading is over, and with it the session's input: it ends by itself, and gives its turn up.
+            let ended = (&mut session).await;
+            ended.map(|_| goodbye)
+        }
+    };
+    let goodbye = goodbye.unwrap_or_else(|panic| {
+        count(&app.metrics.session_panics);
+        tracing::error!(%panic, "a session ended by a panic, which is a bug");
+        Goodbye::new(close_code::ERROR, "internal error")
+    });
+    let _ = hang_up.send(goodbye);
+    // The peer's own close comes back through the reader; until then the close is not clean.
+    let _ = timeout(GOODBYE, async { while let Some(Ok(_)) = stream.next().await {} }).await;
+    let _ = timeout(GOODBYE, writer).await;
+}
+
+/// Takes frames until the peer closes, vanishes or breaks the protocol.
+async fn read(stream: &mut SplitStream<WebSocket>, mut ears: listen::Ears) -> Goodbye {
+    loop {
+        let frame = match timeout(GONE, stream.next()).await {
+            Err(_) => return Goodbye::new(close_code::AWAY, "nothing was heard from you"),
+            Ok(None) => return Goodbye::new(close_code::NORMAL, ""),
+            Ok(Some(Err(error))) => return broken(&error),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let heard = match frame {
+            Message::Text(text) => ears.text(text.as_str()).await,
+            Message::Binary(bytes) => ears.binary(&bytes).await,
+            Message::Ping(_) | Message::Pong(_) => Ok(()),
+            Message::Close(_) => return Goodbye::new(close_code::NORMAL, ""),
+        };
+        if heard.is_err() {
+            // The session has ended; its own goodbye is on the way.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn broken(error: &axum::Error) -> Goodbye {
+    let text = error.to_string();
+    if text.contains("too long") || text.contains("too big") || text.contains("exceed") {
+        Goodbye::new(close_code::SIZE, "the message is too large")
+    } else if text.to_ascii_lowercase().contains("utf-8") {
+        Goodbye::new(close_code::INVALID, "text frames are UTF-8")
+    } else {
+        Goodbye::new(close_code::PROTOCOL, "the connection broke")
+    }
+}
+
+/// Sends frames until it is told to hang up or the peer is gone.
+async fn write(
+    mut sink: SplitSink<WebSocket, Message>,
+    mut queue: mpsc::Receiver<String>,
+    mut hung_up: oneshot::Receiver<Goodbye>,
+) {
+    let mut ping = tokio::time::interval_at(Instant::now() + PING, PING);
+    let goodbye = loop {
+        let message = tokio::select! {
+            goodbye = &mut hung_up => break goodbye,
+            Some(frame) = queue.recv() => Message::Text(frame.into()),
+            _ = ping.tick() => Message::Ping(Default::default()),
+        };
+        tokio::select! {
+            goodbye = &mut hung_up => break goodbye,
+            sent = sink.send(message) => if sent.is_err() { return },
+        }
+    };
+    let Ok(goodbye) = goodbye else { return };
+    let last = async {
+        while let Some(frame) = queue.recv().await.filter(|_| goodbye.drain) {
+            sink.send(Message::Text(frame.into())).await?;
+        }
+        let frame = CloseFrame { code: goodbye.code, reason: goodbye.reason.into() };
+        sink.send(Message::Close(Some(frame))).await?;
+        sink.close().await
+    };
+    // An error means that the peer has closed already.
+    let _ = timeout(GOODBYE, last).await;
+}

@@ -1,0 +1,250 @@
+//! Checkpoints: one loader for the official Step-Audio layout, for a GGUF of the same names, and for nano.
+//!
+//! A directory with `config.json` (`StepAudio2ForCausalLM`), `tokenizer.json` and either safetensors (one file, or shards with their index) or
+//! one `.gguf`; or nano's directory, which holds its two base models and gets what we trained from this crate (see [`nano`]).
+
+mod ct2;
+mod cursor;
+pub(crate) mod gguf;
+pub mod nano;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde::Deserialize;
+
+use crate::adaptor::Adaptor;
+use crate::decoder::{self, Decoder};
+use crate::device;
+use crate::encoder::{self, Encoder};
+use crate::mel::{Lengths, LogMel, SAMPLE_RATE};
+use crate::prompt::PromptFormat;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+use crate::words::WordEar;
+use crate::{Error, Result};
+use gguf::Gguf;
+
+/// Samples of the longest segment: the reference client cuts at 25 s.
+pub const SEGMENT: usize = 25 * SAMPLE_RATE;
+
+/// A config larger than this is no config.
+const CONFIG_LIMIT: u64 = 4 << 20;
+
+/// `config.json`, as far as we need it.
+#[derive(Debug, Clone, Deserialize)]
+struct Config {
+    #[serde(default)]
+    architectures: Vec<String>,
+    text_config: decoder::Config,
+    audio_encoder_config: encoder::Config,
+    /// Absent in the official layout, which speaks its own format.
+    #[serde(default = "step")]
+    prompt_format: PromptFormat,
+    #[serde(default)]
+    lora: Option<Lora>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Lora {
+    scale: f64,
+}
+
+fn step() -> PromptFormat {
+    PromptFormat::Step
+}
+
+impl Config {
+    fn read(path: &Path) -> Result<Self> {
+        let size = std::fs::metadata(path).map_err(|e| Error::file(path, e))?.len();
+        if size > CONFIG_LIMIT {
+            return Err(Error::file(path, format!("has {size} bytes, which no config has")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|e| Error::file(path, e))?;
+        Self::parse(&text).map_err(|e| Error::file(path, e))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let config: Self = serde_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
+        config.text_config.check()?;
+        config.audio_encoder_config.check()?;
+        let (ours, theirs) = (config.audio_encoder_config.llm_dim, config.text_config.hidden_size);
+        if ours != theirs {
+            return Err(Error::Config(format!("the adaptor's llm_dim is {ours}, the decoder's hidden_size {theirs}")));
+        }
+        Ok(config)
+    }
+}
+
+/// How to open a checkpoint.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where to run it.
+    pub device: Device,
+    /// Whether to load the word ear, where there is one.
+    pub words: bool,
+}
+
+/// A model, ready to run.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its name, for people.
+    pub name: String,
+    /// How it is spoken to.
+    pub format: PromptFormat,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its decoder.
+    pub decoder: Decoder,
+    /// Its word ear, where it has one and it was wanted.
+    pub words: Option<WordEar>,
+    /// The token that ends a turn.
+    pub stop: u32,
+    mel: LogMel,
+    encoder: Encoder,
+    adaptor: Adaptor,
+}
+
+/// What was heard of one segment.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// For the decoder: `[tokens, hidden]`, 12.5 a second.
+    pub embeddings: Tensor,
+    /// The encoder's hidden states `[positions, state]` at 50 Hz, before pooling and norm.
+    pub hidden: Tensor,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`: a directory, or a `.gguf` beside its config and tokenizer.
+    ///
+    /// # Errors
+    /// What is missing, cut, swapped or hostile, by name.
+    pub fn open(path: &Path, options: &Options) -> Result<Self> {
+        let (directory, gguf) = match path.extension() {
+            Some(extension) if extension == "gguf" => (path.parent().unwrap_or(Path::new(".")), Some(path.to_owned())),
+            _ => (path, None),
+        };
+        let config_path = directory.join("config.json");
+        if !config_path.exists() && nano::is_base(directory) {
+            return nano::open(directory, options);
+        }
+        let config = Config::read(&config_path)?;
+        match config.architectures.first().map(String::as_str) {
+            Some("StepAudio2ForCausalLM") => Self::official(directory, gguf, &config, options),
+            Some("HearkenNano") => nano::open(directory, options),
+            other => Err(Error::file(&config_path, format!("describes {other:?}, not a StepAudio2ForCausalLM"))),
+        }
+    }
+
+    fn official(directory: &Path, gguf: Option<PathBuf>, config: &Config, options: &Options) -> Result<Self> {
+        let mut weights = Weights::new(&options.device, device::dtype(&options.device));
+        match gguf.or(single_gguf(directory)?) {
+            Some(path) => weights.add_gguf(Gguf::open(&path)?),
+            None => weights.add_safetensors(&shards(directory)?)?,
+        }
+        let tokenizer = Tokenizer::from_file(&directory.join("tokenizer.json"))?;
+        let name = directory.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+        Self::assemble(name, &weights, config, tokenizer)
+    }
+
+    fn assemble(name: String, weights: &Weights, config: &Config, tokenizer: Tokenizer) -> Result<Self> {
+        let format = config.prompt_format;
+        let stop = tokenizer.id(format.stop());
+        let stop = stop.ok_or_else(|| Error::Tokenizer(format!("has no {}, which ends a turn", format.stop())))?;
+        if stop as usize >= config.text_config.vocab_size {
+            return Err(Error::Tokenizer(format!("{} is outside the decoder's vocabulary", format.stop())));
+        }
+        Ok(Self {
+            name,
+            format,
+            tokenizer,
+            stop,
+            words: None,
+            mel: LogMel::new(config.audio_encoder_config.n_mels),
+            encoder: Encoder::load(weights, &config.audio_encoder_config)?,
+            adaptor: Adaptor::load(weights, &config.audio_encoder_config)?,
+            decoder: Decoder::load(weights, &config.text_config)?,
+        })
+    }
+
+    /// Hears 16 kHz mono samples, cut into segments of 25 s, each for itself.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn hear(&self, samples: &[f32]) -> Result<Vec<Heard>> {
+        samples.chunks(SEGMENT).map(|segment| Ok(self.hear_batch(&[segment])?.remove(0))).collect()
+    }
+
+    /// Hears several segments of at most 25 s in one padded batch.
+    ///
+    /// # Errors
+    /// A segment longer than the encoder's context, or candle's.
+    pub fn hear_batch(&self, segments: &[&[f32]]) -> Result<Vec<Heard>> {
+        let mels: Vec<_> = segments.iter().map(|s| (self.mel.segment(s), Lengths::of(s.len()).at_50hz)).collect();
+        let hear = |hidden: Tensor| -> Result<Heard> {
+            Ok(Heard { embeddings: self.adaptor.forward(&self.encoder.pool(&hidden)?)?, hidden })
+        };
+        self.encoder.hidden(&mels)?.into_iter().map(hear).collect()
+    }
+
+    /// The encoder's output `[frames, state]` at 25 Hz, which went into the adaptor.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn frames(&self, heard: &Heard) -> Result<Tensor> {
+        self.encoder.pool(&heard.hidden)
+    }
+
+    /// How many tokens [`Checkpoint::hear`] makes of so many samples.
+    pub fn sound_tokens(samples: usize) -> usize {
+        samples / SEGMENT * Lengths::of(SEGMENT).tokens + Lengths::of(samples % SEGMENT).tokens
+    }
+
+    /// The words of what was heard, segment by segment; `None` where there is no word ear. `keep_on` is asked before each word piece.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn words(&mut self, heard: &[Heard], mut keep_on: impl FnMut() -> bool) -> Result<Option<String>> {
+        let Some(ear) = &mut self.words else { return Ok(None) };
+        let mut words = Vec::new();
+        for segment in heard {
+            words.push(ear.words(&self.encoder.norm(&segment.hidden)?, &mut keep_on)?);
+        }
+        words.retain(|w| !w.is_empty());
+        Ok(Some(words.join(" ")))
+    }
+}
+
+/// The one `.gguf` of a directory; `None` without any.
+fn single_gguf(directory: &Path) -> Result<Option<PathBuf>> {
+    let entries = std::fs::read_dir(directory).map_err(|e| Error::file(directory, e))?;
+    let paths = entries.filter_map(|e| Some(e.ok()?.path()));
+    let mut found: Vec<_> = paths.filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect();
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        n => Err(Error::file(directory, format!("holds {n} .gguf files; name the one to use"))),
+    }
+}
+
+/// The safetensors files of a directory: those of the index, or the single one.
+fn shards(directory: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: std::collections::HashMap<String, String>,
+    }
+    let index = directory.join("model.safetensors.index.json");
+    if !index.exists() {
+        return Ok(vec![directory.join("model.safetensors")]);
+    }
+    let text = std::fs::read_to_string(&index).map_err(|e| Error::file(&index, e))?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|e| Error::file(&index, e))?;
+    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    if let Some(name) = names.iter().find(|n| Path::new(n).components().count() != 1 || n.starts_with('.')) {
+        return Err(Error::file(&index, format!("points outside its directory: {name}")));
+    }
+    if names.is_empty() {
+        return Err(Error::file(&index, "names no shard"));
+    }
+    Ok(names.into_iter().map(|n| directory.join(n)).collect())
+}

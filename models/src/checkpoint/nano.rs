@@ -1,0 +1,82 @@
+//! nano: Whisper base as encoder, our adaptor, Qwen2.5-Coder-0.5B with our low-rank updates.
+//!
+//! The two base models are files that `hearken fetch nano` brings; what we trained is part of this crate (`models/nano/`), unless the
+//! directory brings its own `config.json`, `adaptor.safetensors` and `lora.safetensors`.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use super::gguf::Gguf;
+use super::{Checkpoint, Config, Options, ct2};
+use crate::device;
+use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
+use crate::words::WordEar;
+use crate::{Error, Result};
+
+/// Whisper base, CTranslate2 form.
+pub const WHISPER: &str = "model.bin";
+/// Whisper's tokenizer.
+pub const WHISPER_TOKENIZER: &str = "whisper-tokenizer.json";
+/// Qwen2.5-Coder-0.5B-Instruct.
+pub const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
+
+const CONFIG: &str = include_str!("../../nano/config.json");
+const ADAPTOR: &[u8] = include_bytes!("../../nano/adaptor.safetensors");
+const LORA: &[u8] = include_bytes!("../../nano/lora.safetensors");
+
+/// Whether a directory holds nano's base models.
+pub(super) fn is_base(directory: &Path) -> bool {
+    directory.join(WHISPER).exists() && directory.join(QWEN).exists()
+}
+
+/// A trained file of the directory, or the one built in.
+fn trained<'a>(directory: &Path, name: &str, built_in: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+    let path = directory.join(name);
+    if !directory.join("config.json").exists() {
+        return Ok(Cow::Borrowed(built_in));
+    }
+    Ok(Cow::Owned(std::fs::read(&path).map_err(|e| Error::file(&path, e))?))
+}
+
+pub(super) fn open(directory: &Path, options: &Options) -> Result<Checkpoint> {
+    let own = directory.join("config.json");
+    let config = if own.exists() { Config::read(&own)? } else { Config::parse(CONFIG)? };
+    let whisper = ct2::read(&directory.join(WHISPER))?;
+    let gguf = Gguf::open(&directory.join(QWEN))?;
+    let tokenizer = Tokenizer::from_gguf(&gguf)?;
+    let mut weights = Weights::new(&options.device, device::dtype(&options.device));
+    weights.add_tensors(ct2::encoder(&whisper)?);
+    weights.add_safetensors_bytes(
+        Path::new("adaptor.safetensors"),
+        &trained(directory, "adaptor.safetensors", ADAPTOR)?,
+    )?;
+    weights.add_gguf(gguf);
+    let mut checkpoint = Checkpoint::assemble("nano".into(), &weights, &config, tokenizer)?;
+    if let Some(lora) = config.lora {
+        update(&mut checkpoint, &weights, &trained(directory, "lora.safetensors", LORA)?, lora.scale)?;
+    }
+    if options.words {
+        let tensors = ct2::hugging_face(&whisper)?;
+        let tokenizer = directory.join(WHISPER_TOKENIZER);
+        checkpoint.words = Some(WordEar::load(tensors, &tokenizer, &config.audio_encoder_config, &options.device)?);
+    }
+    Ok(checkpoint)
+}
+
+/// Adds `NAME.lora_A.weight [rank, in]` and `NAME.lora_B.weight [out, rank]` to the linear layer NAME.
+fn update(checkpoint: &mut Checkpoint, weights: &Weights, bytes: &[u8], scale: f64) -> Result<()> {
+    let path = Path::new("lora.safetensors");
+    let tensors = candle_core::safetensors::load_buffer(bytes, weights.device()).map_err(|e| Error::file(path, e))?;
+    for (name, a) in &tensors {
+        let Some(layer) = name.strip_suffix(".lora_A.weight") else { continue };
+        let b = tensors.get(&format!("{layer}.lora_B.weight"));
+        let b = b.ok_or_else(|| Error::tensor(name, "has no lora_B beside it"))?;
+        let linear = checkpoint
+            .decoder
+            .linear_mut(layer)
+            .ok_or_else(|| Error::tensor(name, "updates no layer of the decoder"))?;
+        linear.update(a.to_dtype(weights.dtype())?, &b.to_dtype(weights.dtype())?, scale)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! The decoder: Qwen2.5. Takes embeddings at any position; keeps its cache outside the layers.
+//!
+//! Source: transformers `Qwen2ForCausalLM`; layout of candle-transformers' `voxtral_llama`. A forward pass takes the next tokens of *many*
+//! sequences as one `[n, hidden]` matrix: every matrix product runs once for all of them, only attention goes sequence by sequence.
+
+mod attention;
+mod config;
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Module, RmsNorm};
+
+pub use config::Config;
+
+use crate::kv::KvCache;
+use crate::linear::{Linear, Matrix};
+use crate::weights::Weights;
+use crate::{Error, Result};
+use attention::{Attention, Rotary};
+
+#[derive(Debug)]
+struct Mlp {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: RmsNorm,
+    attention: Attention,
+    post_norm: RmsNorm,
+    mlp: Mlp,
+}
+
+/// The decoder's weights.
+#[derive(Debug)]
+pub struct Decoder {
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    /// `None`: the embedding serves as head, too.
+    head: Option<Linear>,
+    rotary: Rotary,
+    config: Config,
+    device: Device,
+    dtype: DType,
+}
+
+/// One sequence's share of a forward pass.
+#[derive(Debug)]
+pub struct Share<'a> {
+    /// Where its past is kept and its new keys and values go.
+    pub cache: &'a mut KvCache,
+    /// How many rows of the input are its next tokens.
+    pub tokens: usize,
+}
+
+impl Decoder {
+    pub(crate) fn load(weights: &Weights, config: &Config) -> Result<Self> {
+        let d = config.hidden_size;
+        let norm =
+            |name: &str| -> Result<RmsNorm> { Ok(RmsNorm::new(weights.tensor(name, &[d])?, config.rms_norm_eps)) };
+        let layer = |n: usize| -> Result<Layer> {
+            let name = |part: &str| format!("model.layers.{n}.{part}");
+            let ffn = config.intermediate_size;
+            Ok(Layer {
+                input_norm: norm(&name("input_layernorm.weight"))?,
+                attention: Attention::load(weights, &name("self_attn"), n, config)?,
+                post_norm: norm(&name("post_attention_layernorm.weight"))?,
+                mlp: Mlp {
+                    gate: weights.linear(&name("mlp.gate_proj"), ffn, d, false)?,
+                    up: weights.linear(&name("mlp.up_proj"), ffn, d, false)?,
+                    down: weights.linear(&name("mlp.down_proj"), d, ffn, false)?,
+                },
+            })
+        };
+        // A head of its own counts even where the config calls the embedding tied: the weights are right.
+        let tied = config.tie_word_embeddings && !weights.has("lm_head.weight");
+        let head = if tied { None } else { Some(weights.linear("lm_head", config.vocab_size, d, false)?) };
+        let table = "model.embed_tokens.weight";
+        let embedding = match weights.quantised(table, config.vocab_size, d)? {
+            Some(quantised) => quantised,
+            None => Matrix::Dense(weights.tensor(table, &[config.vocab_size, d])?),
+        };
+        Ok(Self {
+            embedding,
+            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+            norm: norm("model.norm.weight")?,
+            head,
+            rotary: Rotary::new(config),
+            config: config.clone(),
+            device: weights.device().clone(),
+            dtype: weights.dtype(),
+        })
+    }
+
+    /// The linear layer `name` as the official checkpoint calls it (`model.layers.3.self_attn.q_proj`), for low-rank updates.
+    pub(crate) fn linear_mut(&mut self, name: &str) -> Option<&mut Linear> {
+        let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let layer = self.layers.get_mut(layer.parse::<usize>().ok()?)?;
+        Some(match part {
+            "self_attn.q_proj" => &mut layer.attention.query,
+            "self_attn.k_proj" => &mut layer.attention.key,
+            "self_attn.v_proj" => &mut layer.attention.value,
+            "self_attn.o_proj" => &mut layer.attention.out,
+            "mlp.gate_proj" => &mut layer.mlp.gate,
+            "mlp.up_proj" => &mut layer.mlp.up,
+            "mlp.down_proj" => &mut layer.mlp.down,
+            _ => return None,
+        })
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// An empty cache for a new sequence.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn cache(&self) -> Result<KvCache> {
+        let c = &self.config;
+        KvCache::new(c.num_hidden_layers, c.num_key_value_heads, c.head(), self.dtype, &self.device)
+    }
+
+    /// Embeddings `[n, hidden]` of token ids.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
+            return Err(Error::Input(format!("token {id} is outside the vocabulary of {}", self.config.vocab_size)));
+        }
+        Ok(self.embedding.rows(ids, &self.device, self.dtype)?)
+    }
+
+    /// Runs the next tokens of each share, `x [sum of tokens, hidden]` in their order, and gives the normalised hidden states, same shape.
+    /// Every cache then holds its new tokens; on an error none does.
+    ///
+    /// # Errors
+    /// More tokens than the context holds, or candle's.
+    pub fn forward(&self, x: &Tensor, shares: &mut [Share<'_>]) -> Result<Tensor> {
+        let limit = self.config.max_position_embeddings;
+        for share in shares.iter_mut() {
+            let needed = share.cache.len() + share.tokens;
+            if needed > limit {
+                return Err(Error::Input(format!("{needed} tokens; the decoder's context holds {limit}")));
+            }
+            share.cache.reserve(share.tokens)?;
+        }
+        let positions = shares.iter().flat_map(|s| s.cache.len()..s.cache.len() + s.tokens);
+        let angles = self.rotary.angles(positions, &self.device, self.dtype)?;
+        let mut x = x.clone();
+        for layer in &self.layers {
+            x = (&x + layer.attention.forward(&layer.input_norm.forward(&x)?, shares, &angles)?)?;
+            let heard = layer.post_norm.forward(&x)?;
+            let inner = (layer.mlp.gate.forward(&heard)?.silu()? * layer.mlp.up.forward(&heard)?)?;
+            x = (&x + layer.mlp.down.forward(&inner)?)?;
+        }
+        for share in shares {
+            share.cache.advance(share.tokens);
+        }
+        Ok(self.norm.forward(&x)?)
+    }
+
+    /// Logits `[n, vocab]` in f32 of hidden states `[n, hidden]`.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = match &self.head {
+            Some(head) => head.forward(hidden)?,
+            None => self.embedding.product(hidden)?,
+        };
+        Ok(logits.to_dtype(DType::F32)?)
+    }
+}

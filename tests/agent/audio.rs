@@ -1,0 +1,211 @@
+//! Resampling, the ring, Opus, and voice activity on real speech.
+
+use hearken::audio::opus::OpusDecoder;
+use hearken::audio::resample::Resampler;
+use hearken::audio::ring::ring;
+use hearken::audio::vad::{FRAME, Gate, GateConfig, GateEvent, detector};
+use hearken::audio::{AudioError, file};
+use hearken::config::Detector;
+use proptest::prelude::*;
+
+use crate::harness::noise_f32;
+
+fn tone(rate: u32, seconds: f64, hz: f64) -> Vec<f32> {
+    let n = (f64::from(rate) * seconds) as usize;
+    (0..n).map(|i| (i as f64 / f64::from(rate) * hz * std::f64::consts::TAU).sin() as f32 * 0.5).collect()
+}
+
+fn resample(rate: u32, sound: &[f32], packet: usize) -> Vec<f32> {
+    let mut resampler = Resampler::new(rate).unwrap();
+    let mut out = Vec::new();
+    for piece in sound.chunks(packet) {
+        resampler.push(piece, &mut out);
+    }
+    resampler.flush(&mut out);
+    out
+}
+
+#[test]
+fn no_tail_is_lost_and_nothing_moves() {
+    for rate in [8_000, 24_000, 44_100, 48_000, 96_000] {
+        // A length that is no whole number of chunks.
+        let sound = tone(rate, 0.7531, 440.0);
+        let out = resample(rate, &sound, 999);
+        let due = (sound.len() as f64 * 16_000.0 / f64::from(rate)).ceil() as usize;
+        assert_eq!(out.len(), due, "{rate}");
+        // The same tone at the same place, but for the edges, where the filter sees the silence around it.
+        let ideal = tone(16_000, 1.0, 440.0);
+        let worst = (400..out.len() - 400).map(|i| (out[i] - ideal[i]).abs()).fold(0.0, f32::max);
+        assert!(worst < 5e-3, "{rate}: {worst}");
+        let last = &out[out.len() - 160..];
+        assert!(last.iter().any(|x| x.abs() > 0.1), "{rate}: the tail is silent");
+    }
+    assert_eq!(Resampler::new(7_999).unwrap_err(), AudioError::Rate(7_999));
+}
+
+#[test]
+fn a_flush_begins_a_new_stream() {
+    let sound = tone(24_000, 0.1, 300.0);
+    let mut resampler = Resampler::new(24_000).unwrap();
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for out in [&mut first, &mut second] {
+        resampler.push(&sound, out);
+        resampler.flush(out);
+    }
+    assert_eq!(first, second);
+    resampler.flush(&mut second);
+    assert_eq!(first.len(), second.len(), "an empty stream has no tail");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn i1_packets_do_not_change_resampling(packet in 1_usize..3000, rate in prop::sample::select(vec![8_000_u32, 24_000, 44_100, 48_000])) {
+        let sound = noise_f32(0.3, |_| true);
+        prop_assert_eq!(resample(rate, &sound, packet), resample(rate, &sound, sound.len()));
+    }
+
+    /// I5: the ring keeps the newest, counts the rest, and never gives or forgets one silently.
+    #[test]
+    fn i5_the_ring_loses_only_the_oldest_and_counts_it(
+        program in prop::collection::vec((0_usize..40, prop::option::of(0_u64..30)), 1..60)
+    ) {
+        let (mut writer, mut reader) = ring(64);
+        let (mut next, mut expected, mut lost_told, mut lost_read) = (0_u64, 0_u64, 0, 0);
+        let mut out = Vec::new();
+        for (push, read) in program {
+            let samples: Vec<f32> = (0..push).map(|i| (next + i as u64) as f32).collect();
+            let (position, dropped) = writer.push(&samples);
+            next += push as u64;
+            lost_told += dropped;
+            prop_assert_eq!(position, next);
+            if let Some(short) = read {
+                let until = next.saturating_sub(short);
+                let lost = reader.read(until, &mut out);
+                lost_read += lost;
+                expected += lost;
+                for x in &out {
+                    prop_assert_eq!(*x, expected as f32);
+                    expected += 1;
+                }
+                prop_assert!(expected >= until, "all up to the mark is out");
+            }
+        }
+        let lost = reader.read(next, &mut out);
+        prop_assert_eq!(lost_read + lost, lost_told);
+        prop_assert_eq!(expected + lost + out.len() as u64, next);
+    }
+
+    #[test]
+    fn i8_no_bytes_make_the_opus_decoder_panic(packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..400), 1..40)) {
+        let mut decoder = OpusDecoder::default();
+        for packet in packets {
+            match decoder.decode(&packet) {
+                Ok(sound) => prop_assert!(sound.len() <= 1920 && sound.iter().all(|x| x.abs() <= 1.0)),
+                Err(AudioError::EmptyPacket) => prop_assert!(packet.is_empty()),
+                Err(e) => prop_assert!(matches!(e, AudioError::BadOpus(_))),
+            }
+            prop_assert!(decoder.conceal(None).len() <= 1920);
+        }
+    }
+}
+
+#[test]
+fn lost_packets_are_made_up_in_their_length() {
+    let mut encoder = opus::Encoder::new(48_000, opus::Channels::Mono, opus::Application::Voip).unwrap();
+    let mut decoder = OpusDecoder::default();
+    let packet = encoder.encode_vec_float(&tone(48_000, 0.04, 200.0), 4000).unwrap();
+    assert_eq!(decoder.decode(&packet).unwrap().len(), 640);
+    assert_eq!(decoder.conceal(None).len(), 640, "as long as the last");
+    assert_eq!(decoder.conceal(Some(321)).len(), 320, "in steps of 2.5 ms");
+    assert_eq!(decoder.conceal(Some(1_000_000)).len(), 1920, "at most 120 ms");
+}
+
+fn events(kind: Detector, sound: &[f32]) -> Vec<GateEvent> {
+    let mut gate = Gate::new(detector(kind), GateConfig::new(0.5, 100, 500));
+    let frames = sound.chunks_exact(FRAME).map(|f| f.try_into().unwrap());
+    frames.filter_map(|f: &[f32; FRAME]| gate.push(f)).collect()
+}
+
+#[test]
+fn short_noises_do_not_open_the_gate_and_short_pauses_do_not_close_it() {
+    let click = noise_f32(2.0, |t| (1.0..1.05).contains(&t));
+    assert_eq!(events(Detector::Energy, &click), []);
+    let words = noise_f32(4.0, |t| (1.0..1.5).contains(&t) || (1.8..2.3).contains(&t));
+    let found = events(Detector::Energy, &words);
+    let [GateEvent::Started(start), GateEvent::Stopped(stop)] = found[..] else { panic!("{found:?}") };
+    assert!(start.abs_diff(16_000) <= 256 && stop.abs_diff(36_800) <= 256, "{start} {stop}");
+}
+
+/// Real speech is not in the repository: HEARKEN_AUDIO names a folder that holds jfk.wav (16 kHz, 11 s, one sentence with pauses).
+#[test]
+fn both_detectors_find_real_speech() {
+    let silence = noise_f32(5.0, |_| false);
+    assert_eq!(events(Detector::Neural, &silence), []);
+    let folder = std::env::var_os("HEARKEN_AUDIO").map_or("../shared/audio".into(), std::path::PathBuf::from);
+    let path = folder.join("jfk.wav");
+    if !path.exists() {
+        eprintln!("skipped: there is no {}; set HEARKEN_AUDIO", path.display());
+        return;
+    }
+    let mut sound = file::read(&path, 60.0).unwrap();
+    let spoken = sound.len();
+    sound.resize(spoken + 16_000, 0.0);
+    for kind in [Detector::Neural, Detector::Energy] {
+        let found = events(kind, &sound);
+        println!(
+            "{kind:?}: {:?}",
+            found
+                .iter()
+                .map(|e| match e {
+                    GateEvent::Started(at) => format!("from {:.2}", *at as f64 / 16_000.0),
+                    GateEvent::Stopped(at) => format!("to {:.2}", *at as f64 / 16_000.0),
+                })
+                .collect::<Vec<_>>()
+        );
+        assert!(matches!(found.first(), Some(GateEvent::Started(at)) if *at < 16_000));
+        assert!(matches!(found.last(), Some(GateEvent::Stopped(at)) if spoken as u64 - at < 16_000));
+    }
+}
+
+#[test]
+#[ignore]
+fn explore() {
+    for level in [0.3_f32, 0.1, 0.03, 0.01, 0.003, 0.001] {
+        let x: Vec<f32> = noise_f32(5.0, |_| true).iter().map(|x| x / 0.3 * level).collect();
+        let mut d = detector(Detector::Neural);
+        let p: Vec<f32> = x.chunks_exact(FRAME).map(|f| d.voice(f.try_into().unwrap())).collect();
+        println!("white {level}: {:?}", p.iter().step_by(30).map(|p| (p * 100.0) as i32).collect::<Vec<_>>());
+        // brownish
+        let mut y = 0.0;
+        let b: Vec<f32> = x
+            .iter()
+            .map(|x| {
+                y = 0.95 * y + 0.3 * x;
+                y
+            })
+            .collect();
+        let mut d = detector(Detector::Neural);
+        let p: Vec<f32> = b.chunks_exact(FRAME).map(|f| d.voice(f.try_into().unwrap())).collect();
+        println!("pink  {level}: {:?}", p.iter().step_by(30).map(|p| (p * 100.0) as i32).collect::<Vec<_>>());
+    }
+    let folder = std::env::var("HEARKEN_AUDIO").unwrap();
+    let x = file::read(format!("{folder}/jfk.wav").as_ref(), 60.0).unwrap();
+    for noise in [0.0_f32, 0.01, 0.03, 0.1] {
+        let n = noise_f32(12.0, |_| true);
+        let y: Vec<f32> = x.iter().zip(&n).map(|(x, n)| (x + n / 0.3 * noise).clamp(-1.0, 1.0)).collect();
+        for kind in [Detector::Neural, Detector::Energy] {
+            println!(
+                "jfk + {noise} {kind:?}: {:?}",
+                events(kind, &y)
+                    .iter()
+                    .map(|e| match e {
+                        GateEvent::Started(a) => format!("+{:.1}", *a as f64 / 16e3),
+                        GateEvent::Stopped(a) => format!("-{:.1}", *a as f64 / 16e3),
+                    })
+                    .collect::<Vec<_>>()
+            );
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! A server on port 0, a client, and an engine that hands each request to the test.
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use hearken::config::{Config, Detector};
+use hearken::engine::{Engine, EngineError, Event, Finish, Request, SessionId, Timings, Turn, Usage};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+/// Longer than anything here takes on a loaded machine; it only keeps a broken test from hanging.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} did not come"))
+}
+
+/// One request, and the means to answer it.
+pub struct Asked {
+    pub request: Request,
+    pub events: mpsc::Sender<Event>,
+    pub cancelled: Arc<AtomicBool>,
+}
+
+impl Asked {
+    pub async fn say(&self, event: Event) {
+        self.events.send(event).await.unwrap();
+    }
+
+    pub async fn done(self) {
+        self.say(done()).await;
+    }
+
+    /// Waits until nobody wants the answer any more.
+    pub async fn dropped(&self) {
+        soon("the cancellation", self.events.closed()).await;
+        assert!(self.cancelled.load(std::sync::atomic::Ordering::Acquire));
+    }
+}
+
+pub fn done() -> Event {
+    let usage = Usage { text_tokens: 7, sound_tokens: 5, cached_tokens: 3, reasoning_tokens: 2, reply_tokens: 4 };
+    let timings = Timings { prefill: Duration::from_micros(1500), ..Timings::default() };
+    Event::Done { finish: Finish::Stop, usage, timings }
+}
+
+/// Every request goes to the test; sessions that end are told too.
+pub struct TestEngine {
+    asked: mpsc::UnboundedSender<Asked>,
+    closed: mpsc::UnboundedSender<SessionId>,
+    /// Instead of asking: refuse, or fall over.
+    pub refusal: Mutex<Option<EngineError>>,
+    pub panics: AtomicBool,
+}
+
+impl Engine for TestEngine {
+    fn model(&self) -> &str {
+        "test-model"
+    }
+
+    fn respond(&self, request: Request) -> Result<Turn, EngineError> {
+        assert!(!self.panics.load(std::sync::atomic::Ordering::Acquire), "a bug in one session, on purpose");
+        if let Some(refusal) = self.refusal.lock().unwrap().clone() {
+            return Err(refusal);
+        }
+        let (turn, events, cancelled) = Turn::channel(64);
+        let _ = self.asked.send(Asked { request, events, cancelled });
+        Ok(turn)
+    }
+
+    fn close(&self, session: SessionId) {
+        let _ = self.closed.send(session);
+    }
+}
+
+pub struct Server {
+    pub address: SocketAddr,
+    pub engine: Arc<TestEngine>,
+    pub asked: mpsc::UnboundedReceiver<Asked>,
+    pub closed: mpsc::UnboundedReceiver<SessionId>,
+    pub stop: Option<oneshot::Sender<()>>,
+    pub task: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+/// The defaults, with the detector that takes any noise for speech, so that tests need no voices.
+pub fn config() -> Config {
+    let mut config = Config::default();
+    config.voice.detector = Detector::Energy;
+    config
+}
+
+pub async fn serve(config: Config) -> Server {
+    let (asked_tx, asked) = mpsc::unbounded_channel();
+    let (closed_tx, closed) = mpsc::unbounded_channel();
+    let engine = Arc::new(TestEngine {
+        asked: asked_tx,
+        closed: closed_tx,
+        refusal: Mutex::new(None),
+        panics: AtomicBool::new(false),
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async {
+        let _ = stopped.await;
+    };
+    let task = tokio::spawn(hearken::transport::serve(listener, Arc::new(config), engine.clone(), shutdown));
+    Server { address, engine, asked, closed, stop: Some(stop), task }
+}
+
+impl Server {
+    pub async fn asked(&mut self) -> Asked {
+        soon("a request to the engine", self.asked.recv()).await.unwrap()
+    }
+
+    pub async fn connect(&self) -> Client {
+        let mut client = self.connect_with(&[]).await.unwrap();
+        client.session = client.expect("session.created").await["session"].clone();
+        client
+    }
+
+    pub async fn connect_with(&self, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
+        let mut request = format!("ws://{}/v1/realtime?model=any", self.address).into_client_request()?;
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let (socket, response) = soon("the handshake", tokio_tungstenite::connect_async(request)).await?;
+        let protocol = response.headers().get("sec-websocket-protocol").map(|v| v.to_str().unwrap().to_owned());
+        Ok(Client { socket, protocol, session: Value::Null })
+    }
+
+    /// A plain HTTP/1.1 GET: status, whole head in lower case, body.
+    pub async fn get(&self, path: &str, headers: &str) -> (u16, String, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let host = if headers.to_lowercase().contains("host:") { String::new() } else { "Host: localhost\r\n".into() };
+        let request = format!("GET {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        soon("the answer", stream.read_to_string(&mut text)).await.unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head.to_lowercase(), body.to_owned())
+    }
+}
+
+pub struct Client {
+    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub protocol: Option<String>,
+    pub session: Value,
+}
+
+impl Client {
+    pub async fn send(&mut self, event: Value) {
+        self.socket.send(Message::text(event.to_string())).await.unwrap();
+    }
+
+    pub async fn raw(&mut self, message: Message) {
+        self.socket.send(message).await.unwrap();
+    }
+
+    /// The next event, whatever it is.
+    pub async fn event(&mut self) -> Value {
+        loop {
+            match soon("an event", self.socket.next()).await {
+                Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).unwrap(),
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                other => panic!("an event was expected, {other:?} came"),
+            }
+        }
+    }
+
+    /// The next event, which is of this type.
+    pub async fn expect(&mut self, kind: &str) -> Value {
+        let event = self.event().await;
+        assert_eq!(event["type"], kind, "{event:#}");
+        assert!(event["event_id"].is_string());
+        event
+    }
+
+    /// These events and no other, in this order.
+    pub async fn expect_all(&mut self, kinds: &[&str]) -> Vec<Value> {
+        let mut events = Vec::new();
+        for kind in kinds {
+            events.push(self.expect(kind).await);
+        }
+        events
+    }
+
+    /// Changes the session and waits until it is so.
+    pub async fn update(&mut self, session: Value) -> Value {
+        self.send(json!({"type": "session.update", "session": session})).await;
+        self.expect("session.updated").await["session"].clone()
+    }
+
+    /// Turns are ended by hand, sound is PCM16 at 16 kHz.
+    pub async fn manual(&mut self) {
+        let input = json!({"format": {"type": "audio/pcm", "rate": 16000}, "turn_detection": null});
+        self.update(json!({"type": "realtime", "audio": {"input": input}})).await;
+    }
+
+    pub async fn say(&mut self, text: &str) {
+        let content = json!([{"type": "input_text", "text": text}]);
+        self.send(json!({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}}))
+            .await;
+        self.expect_all(&["conversation.item.added", "conversation.item.done"]).await;
+    }
+
+    /// How the server closes.
+    pub async fn close_frame(&mut self) -> Option<CloseFrame> {
+        loop {
+            match soon("the close", self.socket.next()).await {
+                Some(Ok(Message::Close(frame))) => return frame,
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
+    }
+}
+
+/// Loud and quiet four times a second, as syllables are: noise that never pauses is no speech to the energy detector.
+pub fn syllables(t: f64) -> bool {
+    (t * 4.0).fract() < 0.7
+}
+
+/// Noise that is loud while `loud` says so, as PCM16 bytes at 16 kHz.
+pub fn noise(seconds: f64, loud: impl Fn(f64) -> bool) -> Vec<u8> {
+    pcm16(&noise_f32(seconds, loud))
+}
+
+pub fn noise_f32(seconds: f64, loud: impl Fn(f64) -> bool) -> Vec<f32> {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let n = (seconds * 16_000.0) as usize;
+    (0..n).map(|i| next() * if loud(i as f64 / 16_000.0) { 0.3 } else { 0.0005 }).collect()
+}
+
+pub fn pcm16(samples: &[f32]) -> Vec<u8> {
+    samples.iter().flat_map(|x| ((x * 32767.0) as i16).to_le_bytes()).collect()
+}

@@ -1,0 +1,18 @@
+//! The live path, from a client's bytes to the engine trait and back, with an engine whose every word the test decides.
+//!
+//! One binary, because each links the whole library; one module a behaviour. Nothing here measures time: sessions are driven in virtual time, sockets
+//! by waiting for what must come.
+
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod admission;
+mod audio;
+mod bad_input;
+mod config;
+mod ending;
+mod files;
+mod harness;
+mod interruption;
+mod session;
+mod spoken_turn;
+mod text_turn;
