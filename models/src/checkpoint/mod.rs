@@ -29,6 +29,9 @@ use gguf::Gguf;
 /// Samples of the longest segment: the reference client cuts at 25 s.
 pub const SEGMENT: usize = 25 * SAMPLE_RATE;
 
+/// Silence that the word ear hears after a segment. Half a second ends the repetitions; two cost it little more and it hears better.
+const EAR_SILENCE: usize = 2 * SAMPLE_RATE;
+
 /// A config larger than this is no config.
 const CONFIG_LIMIT: u64 = 4 << 20;
 
@@ -210,10 +213,9 @@ impl Checkpoint {
     /// candle's.
     pub fn words(&mut self, samples: &[f32], mut keep_on: impl FnMut() -> bool) -> Result<Option<String>> {
         let Some(ear) = &mut self.words else { return Ok(None) };
-        let pad: usize = std::env::var("HEARKEN_PAD").ok().and_then(|p| p.parse().ok()).unwrap_or(2000);
         let mut words = Vec::new();
         for segment in samples.chunks(SEGMENT) {
-            let mel = self.mel.padded(segment, (segment.len() + pad * 16).min(30 * SAMPLE_RATE));
+            let mel = self.mel.padded(segment, (segment.len() + EAR_SILENCE).min(30 * SAMPLE_RATE));
             let positions = mel.frames.div_ceil(2);
             let hidden = self.encoder.hidden(&[(mel, positions)])?.remove(0);
             words.push(ear.words(&self.encoder.norm(&hidden)?, &mut keep_on)?);
