@@ -118,7 +118,7 @@ struct Sources<'a> {
 
 impl Sources<'_> {
     fn bring(&mut self, file: &BaseFile, path: &Path, progress: &mut dyn Progress) -> Result<(), FetchError> {
-        if self.from_cache(file, path, progress)? {
+        if self.take_from_cache(file, path, progress)? {
             return Ok(());
         }
         if self.options.offline {
@@ -127,7 +127,7 @@ impl Sources<'_> {
         let part = self.incoming.join(format!("{}.part", file.name));
         let mut tried = Vec::new();
         if !self.hub_is_silent {
-            match self.from_hub(file, &part, progress) {
+            match self.take_from_hub(file, &part, progress) {
                 Ok(()) => return place::publish(&part, path),
                 Err(full @ FetchError::DiskFull { .. }) => return Err(full),
                 Err(error) => {
@@ -150,7 +150,7 @@ impl Sources<'_> {
     }
 
     /// Another tool may have brought it already.
-    fn from_cache(&self, file: &BaseFile, path: &Path, progress: &mut dyn Progress) -> Result<bool, FetchError> {
+    fn take_from_cache(&self, file: &BaseFile, path: &Path, progress: &mut dyn Progress) -> Result<bool, FetchError> {
         let cached = Cache::new(self.options.hub_cache.clone()).model(file.hub.repo.clone()).get(&file.hub.file);
         let Some(cached) = cached else { return Ok(false) };
         let part = self.incoming.join(format!("{}.copy", file.name));
@@ -167,7 +167,7 @@ impl Sources<'_> {
         }
     }
 
-    fn from_hub(&self, file: &BaseFile, part: &Path, progress: &mut dyn Progress) -> Result<(), FetchError> {
+    fn take_from_hub(&self, file: &BaseFile, part: &Path, progress: &mut dyn Progress) -> Result<(), FetchError> {
         let url = hub::api(self.options)?.model(file.hub.repo.clone()).url(&file.hub.file);
         self.client.download(&url, &file.expected(), part, progress)
     }
