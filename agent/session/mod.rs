@@ -70,7 +70,7 @@ pub enum Output {
         /// Unique in the session.
         event_id: String,
         /// What.
-        event: ServerEvent,
+        event: Box<ServerEvent>,
     },
     /// Start a turn, and report what the engine says about it. A refusal is reported as [`Event::Failed`].
     Start(TurnId, Box<Request>),
@@ -93,7 +93,7 @@ impl Outbox {
     pub(crate) fn send(&mut self, event: ServerEvent) {
         self.events += 1;
         let event_id = format!("event_{}_{}", self.suffix, self.events);
-        self.queue.push_back(Output::Send { event_id, event });
+        self.queue.push_back(Output::Send { event_id, event: Box::new(event) });
     }
 
     fn error(&mut self, error: ErrorBody) {

@@ -49,10 +49,10 @@ async fn models(State(app): State<Arc<App>>) -> impl IntoResponse {
 }
 
 async fn page(method: Method, uri: Uri, headers: HeaderMap) -> Response {
-    if method == Method::GET || method == Method::HEAD {
-        if let Some(found) = assets::serve(uri.path(), &headers) {
-            return found;
-        }
+    if (method == Method::GET || method == Method::HEAD)
+        && let Some(found) = assets::serve(uri.path(), &headers)
+    {
+        return found;
     }
     refuse(StatusCode::NOT_FOUND, &ErrorBody::invalid("not_found", "There is nothing here.")).into_response()
 }

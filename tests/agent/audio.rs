@@ -1,14 +1,14 @@
 //! Resampling, the ring, Opus, and voice activity on real speech.
 
+use hearken::audio::AudioError;
 use hearken::audio::opus::OpusDecoder;
 use hearken::audio::resample::Resampler;
 use hearken::audio::ring::ring;
 use hearken::audio::vad::{FRAME, Gate, GateConfig, GateEvent, detector};
-use hearken::audio::{AudioError, file};
 use hearken::config::Detector;
 use proptest::prelude::*;
 
-use crate::harness::noise_f32;
+use crate::harness::{noise_f32, speech};
 
 fn tone(rate: u32, seconds: f64, hz: f64) -> Vec<f32> {
     let n = (f64::from(rate) * seconds) as usize;
@@ -138,18 +138,12 @@ fn short_noises_do_not_open_the_gate_and_short_pauses_do_not_close_it() {
     assert!(start.abs_diff(16_000) <= 256 && stop.abs_diff(36_800) <= 256, "{start} {stop}");
 }
 
-/// Real speech is not in the repository: HEARKEN_AUDIO names a folder that holds jfk.wav (16 kHz, 11 s, one sentence with pauses).
+/// jfk.wav: 11 s, one sentence with pauses.
 #[test]
 fn both_detectors_find_real_speech() {
     let silence = noise_f32(5.0, |_| false);
     assert_eq!(events(Detector::Neural, &silence), []);
-    let folder = std::env::var_os("HEARKEN_AUDIO").map_or("../shared/audio".into(), std::path::PathBuf::from);
-    let path = folder.join("jfk.wav");
-    if !path.exists() {
-        eprintln!("skipped: there is no {}; set HEARKEN_AUDIO", path.display());
-        return;
-    }
-    let mut sound = file::read(&path, 60.0).unwrap();
+    let Some(mut sound) = speech("jfk.wav") else { return };
     let spoken = sound.len();
     sound.resize(spoken + 16_000, 0.0);
     for kind in [Detector::Neural, Detector::Energy] {

@@ -5,7 +5,7 @@ use hearken::engine::{Content, Event, Item, Role};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Asked, Client, config, noise, serve};
+use crate::harness::{Asked, Client, config, noise, serve, speech};
 
 const COMMITTED: [&str; 3] = ["input_audio_buffer.committed", "conversation.item.added", "conversation.item.done"];
 
@@ -137,4 +137,28 @@ async fn typed_and_spoken_turns_mix() {
     let asked = server.asked().await;
     assert_eq!(asked.request.conversation.len(), 2);
     assert_eq!(sounds(&asked), [400_000, 16_000], "one turn, cut where the encoder ends");
+}
+
+#[tokio::test]
+async fn real_speech_in_opus_packets_is_found_by_the_network() {
+    let Some(mut sound) = speech("jfk.wav") else { return };
+    let spoken_ms = sound.len() as u64 / 16;
+    sound.resize(sound.len() + 16_000, 0.0);
+    let server = serve(hearken::config::Config::default()).await;
+    let mut client = server.connect().await;
+    let turns = json!({"type": "server_vad", "silence_duration_ms": 1000, "create_response": false});
+    client.update(json!({"audio": {"input": {"format": {"type": "audio/opus"}, "turn_detection": turns}}})).await;
+    let mut encoder = opus::Encoder::new(16_000, opus::Channels::Mono, opus::Application::Voip).unwrap();
+    for packet in sound.chunks_exact(320) {
+        client.raw(Message::binary(encoder.encode_vec_float(packet, 4000).unwrap())).await;
+    }
+    // All four phrases in one turn, or in a few: pauses are about a second long.
+    loop {
+        client.expect("input_audio_buffer.speech_started").await;
+        let stopped = client.expect("input_audio_buffer.speech_stopped").await;
+        client.expect_all(&COMMITTED).await;
+        if stopped["audio_end_ms"].as_u64().unwrap() + 500 > spoken_ms {
+            break;
+        }
+    }
 }
