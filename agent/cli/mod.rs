@@ -97,8 +97,21 @@ impl Settings {
             environment: std::env::vars().collect(),
             flags,
         };
-        Ok(Config::load(&layers)?)
+        let config = Config::load(&layers)?;
+        use_threads(config.model.threads);
+        Ok(config)
     }
+}
+
+/// Tells rayon and candle how many threads to compute with. Without the variable, candle reads /proc/cpuinfo at each matrix product.
+fn use_threads(count: usize) {
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    if count == 0 && std::env::var_os(VARIABLE).is_some() {
+        return;
+    }
+    let count = if count > 0 { count } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    // SAFETY: settings are loaded once, at the beginning of a command, before it starts any thread that could read the environment.
+    unsafe { std::env::set_var(VARIABLE, count.to_string()) };
 }
 
 /// Runs one command to its end.
@@ -134,10 +147,6 @@ fn checkpoint(config: &Config) -> Result<PathBuf> {
 /// Starts the engine that the configuration asks for.
 fn engine(config: &Config) -> Result<Local> {
     let path = checkpoint(config)?;
-    if config.model.threads > 0 {
-        // Fails only when a pool is there already, which then has the right size.
-        drop(rayon::ThreadPoolBuilder::new().num_threads(config.model.threads).build_global());
-    }
     let options = LocalOptions {
         path: path.clone(),
         device: config.model.device.clone(),

@@ -33,6 +33,9 @@ use conversation::{Body, Conversation, Entry, Piece, Where};
 use segment::{Ear, Heard};
 use turn::{End, Opening, Running};
 
+/// A client that sends nothing for so long while somebody speaks has muted its microphone or lost it: the turn is over.
+const STALL: Duration = Duration::from_secs(2);
+
 /// Names one turn at the engine. Never used twice in a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TurnId(pub u64);
@@ -118,8 +121,9 @@ pub struct Session {
     speech: Option<String>,
     /// A turn ended while a response ran that may not be interrupted; it is answered next.
     unanswered: bool,
-    /// Samples dropped before they got here.
-    lost: u64,
+    /// Client's position less ours, samples: what was dropped before it got here, less the silence that we put in.
+    offset: i64,
+    last_sound: Duration,
     /// The client knows that its buffer is full.
     told_full: bool,
     turns: u64,
@@ -145,7 +149,8 @@ impl Session {
             running: None,
             speech: None,
             unanswered: false,
-            lost: 0,
+            offset: 0,
+            last_sound: now,
             told_full: false,
             turns: 0,
             last_word: now,
@@ -166,7 +171,11 @@ impl Session {
         match input {
             Input::Client(incoming) => self.client(incoming),
             Input::Refused(refusal) => self.out.error(refusal),
-            Input::Sound { samples, lost } => self.sound(samples, lost),
+            Input::Sound { samples, lost } => {
+                self.offset += lost as i64;
+                self.last_sound = now;
+                self.sound(samples);
+            }
             Input::Engine(turn, event) => self.engine(turn, event),
             Input::EngineEnded(turn) => self.engine(turn, Event::Failed(EngineError::Stopped)),
             Input::Tick => self.tick(now),
@@ -187,7 +196,8 @@ impl Session {
     /// When it wants a [`Input::Tick`] at the latest.
     pub fn deadline(&self) -> Duration {
         let idle = self.last_word + Duration::from_secs(self.config.limits.idle_seconds);
-        self.timeout().map_or(idle, |(at, _)| idle.min(at))
+        let stall = self.ear.in_turn().then_some(self.last_sound + STALL);
+        idle.min(stall.unwrap_or(idle)).min(self.timeout().map_or(idle, |(at, _)| at))
     }
 
     /// The session's name on the wire.
@@ -204,7 +214,7 @@ impl Session {
 
     /// Milliseconds in the client's stream.
     fn ms(&self, position: u64) -> u64 {
-        (position + self.lost) * 1000 / u64::from(RATE)
+        position.saturating_add_signed(self.offset) * 1000 / u64::from(RATE)
     }
 
     /// Sets the ear up as the settings say.
@@ -224,8 +234,7 @@ impl Session {
         }
     }
 
-    fn sound(&mut self, samples: &[f32], lost: u64) {
-        self.lost += lost;
+    fn sound(&mut self, samples: &[f32]) {
         let mut found = Vec::new();
         let no_room = self.ear.push(samples, &mut found);
         if no_room > 0 && !self.told_full {
@@ -376,6 +385,15 @@ impl Session {
     }
 
     fn tick(&mut self, now: Duration) {
+        if let Some(turns) =
+            self.settings.turn_detection.filter(|_| self.ear.in_turn() && now >= self.last_sound + STALL)
+        {
+            // As the detector would have heard it, had the client gone on sending silence.
+            let silence = vec![0.0; samples_ms(turns.silence_duration_ms) + RATE as usize / 2];
+            self.sound(&silence);
+            self.offset -= silence.len() as i64;
+            self.last_sound = now;
+        }
         if let Some((_, silence)) = self.timeout().filter(|(at, _)| *at <= now) {
             let (start, sound) = self.ear.recent();
             let item_id = self.out.name("item");

@@ -25,7 +25,21 @@ macro_rules! embed {
     };
 }
 
-static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| embed!["index.html"]);
+static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
+    embed![
+        "index.html",
+        "app.css",
+        "app.js",
+        "conversation.js",
+        "favicon.svg",
+        "log.js",
+        "meter.js",
+        "microphone.js",
+        "realtime.js",
+        "words.js",
+        "worklet.js",
+    ]
+});
 
 fn asset(name: &'static str, bytes: &'static [u8]) -> Asset {
     let digest = Sha256::digest(bytes);

@@ -176,6 +176,24 @@ fn times_stay_true_when_sound_was_lost() {
 }
 
 #[test]
+fn a_microphone_that_falls_silent_mid_word_ends_the_turn() {
+    let mut desk = Desk::new(config());
+    desk.hear(&noise_f32(2.0, |t| t > 1.0 && syllables(t)));
+    assert_eq!(desk.kinds(), ["input_audio_buffer.speech_started"]);
+    assert_eq!(desk.session.deadline(), Duration::from_secs(4));
+    desk.now = Duration::from_secs(4);
+    desk.give(Input::Tick);
+    assert_eq!(desk.told[0]["type"], "input_audio_buffer.speech_stopped");
+    assert_eq!(desk.started.len(), 1);
+    desk.kinds();
+    // The silence was ours: the client's clock goes on where it was.
+    desk.done();
+    desk.hear(&noise_f32(2.0, |t| t > 1.0));
+    let started = desk.told.iter().find(|e| e["type"] == "input_audio_buffer.speech_started").unwrap();
+    assert!(started["audio_start_ms"].as_u64().unwrap().abs_diff(2_700) <= 32, "{started}");
+}
+
+#[test]
 fn a_late_event_of_a_dropped_turn_is_passed_over() {
     let mut desk = Desk::new(config());
     desk.client(json!({"type": "response.create"}));

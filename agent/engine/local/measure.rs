@@ -79,11 +79,10 @@ impl Meter {
             let chirp = |i: usize| ((i * i % 65_536) as f32 / 10_430.0).sin() * 0.3;
             let sound: Vec<f32> = (0..work.streams * 16_000).map(chirp).collect();
             let begun = Instant::now();
-            let heard = self.checkpoint.hear(&sound)?;
             if work.name.starts_with("words") {
-                let begun = Instant::now();
-                self.checkpoint.words(&heard, || true)?;
-                return Ok(begun.elapsed());
+                self.checkpoint.words(&sound, || true)?;
+            } else {
+                self.checkpoint.hear(&sound)?;
             }
             return Ok(begun.elapsed());
         }

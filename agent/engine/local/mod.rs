@@ -92,10 +92,10 @@ fn open(options: &LocalOptions) -> Result<Checkpoint, hearken_models::Error> {
     let device = hearken_models::device(&options.device)?;
     let mut checkpoint = Checkpoint::open(Path::new(&options.path), &Options { device, words: options.words })?;
     // The first pass pays for page faults and thread pools; better now than in somebody's first turn.
-    let heard = checkpoint.hear(&vec![0.0; 16_000])?;
-    checkpoint.words(&heard, || true)?;
+    let second = [0.0; 16_000];
+    checkpoint.words(&second, || true)?;
     let mut cache = checkpoint.decoder.cache()?;
-    for heard in heard {
+    for heard in checkpoint.hear(&second)? {
         let tokens = heard.embeddings.dim(0)?;
         let share = hearken_models::decoder::Share { cache: &mut cache, tokens };
         checkpoint.decoder.logits(&checkpoint.decoder.forward(&heard.embeddings, &mut [share])?)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use hearken_models::checkpoint::{Checkpoint, Heard};
+use hearken_models::checkpoint::Checkpoint;
 use hearken_models::prompt::Piece;
 use hearken_models::sampler::Sampler;
 use hearken_models::splitter::{Part, Splitter};
@@ -127,61 +127,50 @@ impl Live {
 
     /// Embeds everything from unit `kept` on, hearing the sounds in it; then listens for the newest sound's words.
     fn fill(&mut self, checkpoint: &mut Checkpoint, pieces: &[Piece], units: &[Unit], kept: usize) -> Result<()> {
-        let newest = pieces.iter().rev().find_map(|p| if let Piece::Sound(s) = p { Some(sound_hash(s)) } else { None });
-        let mut newest_heard: Option<Vec<Heard>> = None;
         let started = Instant::now();
         let mut at = 0;
         for piece in pieces {
             let count = match piece {
                 Piece::Sound(samples) => Checkpoint::sound_tokens(samples.len()),
+                // Neighbouring texts are one stretch of tokens, which the first of them covers.
                 _ => units[at..].iter().position(|u| matches!(u, Unit::Sound(..))).unwrap_or(units.len() - at),
             };
             let range = at.max(kept)..(at + count).max(kept);
-            match piece {
-                Piece::Sound(samples) => {
-                    let hash = sound_hash(samples);
-                    let words_due =
-                        Some(hash) == newest && checkpoint.words.is_some() && !self.slot.words.contains_key(&hash);
-                    if !range.is_empty() || words_due {
+            if !range.is_empty() {
+                match piece {
+                    Piece::Sound(samples) => {
                         let heard = checkpoint.hear(samples)?;
-                        let rows: Vec<_> = heard.iter().map(|h| h.embeddings.clone()).collect();
-                        if !range.is_empty() {
-                            let rows = Tensor::cat(&rows, 0)?.narrow(0, range.start - at, range.len())?;
-                            self.inputs.push_back(Input { rows, units: units[range].to_vec() });
-                        }
-                        if Some(hash) == newest {
-                            newest_heard = Some(heard);
-                        }
+                        let rows: Vec<_> = heard.iter().map(|h| &h.embeddings).collect();
+                        let rows = Tensor::cat(&rows, 0)?.narrow(0, range.start - at, range.len())?;
+                        self.inputs.push_back(Input { rows, units: units[range].to_vec() });
                     }
-                    at += count;
-                }
-                // Neighbouring texts are one stretch of tokens; the first of them covers all.
-                _ if count == 0 => {}
-                _ => {
-                    self.push_tokens(checkpoint, &units[range])?;
-                    at += count;
+                    _ => self.push_tokens(checkpoint, &units[range])?,
                 }
             }
+            at += count;
         }
         self.timings.encode = started.elapsed();
-        if let Some(hash) = newest {
-            self.listen(checkpoint, hash, newest_heard.as_deref())?;
+        let newest = pieces.iter().rev().find_map(|p| if let Piece::Sound(samples) = p { Some(samples) } else { None });
+        if let Some(samples) = newest {
+            self.listen(checkpoint, samples)?;
         }
         self.open_reply(checkpoint)
     }
 
     /// Finds the newest sound's words, where the checkpoint has an ear for them.
-    fn listen(&mut self, checkpoint: &mut Checkpoint, hash: u64, heard: Option<&[Heard]>) -> Result<()> {
+    fn listen(&mut self, checkpoint: &mut Checkpoint, samples: &Arc<[f32]>) -> Result<()> {
         let started = Instant::now();
+        let hash = sound_hash(samples);
         let cancel = self.cancel.clone();
-        let words = match (self.slot.words.get(&hash), heard) {
-            (Some(words), _) => Some(words.clone()),
-            (None, Some(heard)) => checkpoint.words(heard, || !cancel.load(Ordering::Acquire))?,
-            (None, None) => None,
+        let words = match self.slot.words.get(&hash) {
+            Some(words) => Some(words.clone()),
+            None => checkpoint.words(samples, || !cancel.load(Ordering::Acquire))?,
         };
         self.timings.words = started.elapsed();
         if let Some(words) = words {
-            self.slot.words = [(hash, words.clone())].into();
+            if !self.is_cancelled() {
+                self.slot.words = [(hash, words.clone())].into();
+            }
             self.outbox.push_back(Event::Heard(words.clone()));
             self.words = Some(if words.is_empty() { NO_WORDS.into() } else { words });
         }

@@ -201,15 +201,22 @@ impl Checkpoint {
         samples / SEGMENT * Lengths::of(SEGMENT).tokens + Lengths::of(samples % SEGMENT).tokens
     }
 
-    /// The words of what was heard, segment by segment; `None` where there is no word ear. `keep_on` is asked before each word piece.
+    /// The words in 16 kHz mono samples, segment by segment; `None` where there is no word ear. `keep_on` is asked before each word piece.
+    ///
+    /// The word ear hears the segment with silence behind it: on a segment that ends with its last word, Whisper's decoder, which was
+    /// trained on 30 s windows, finds no end and says everything over again.
     ///
     /// # Errors
     /// candle's.
-    pub fn words(&mut self, heard: &[Heard], mut keep_on: impl FnMut() -> bool) -> Result<Option<String>> {
+    pub fn words(&mut self, samples: &[f32], mut keep_on: impl FnMut() -> bool) -> Result<Option<String>> {
         let Some(ear) = &mut self.words else { return Ok(None) };
+        let pad: usize = std::env::var("HEARKEN_PAD").ok().and_then(|p| p.parse().ok()).unwrap_or(2000);
         let mut words = Vec::new();
-        for segment in heard {
-            words.push(ear.words(&self.encoder.norm(&segment.hidden)?, &mut keep_on)?);
+        for segment in samples.chunks(SEGMENT) {
+            let mel = self.mel.padded(segment, (segment.len() + pad * 16).min(30 * SAMPLE_RATE));
+            let positions = mel.frames.div_ceil(2);
+            let hidden = self.encoder.hidden(&[(mel, positions)])?.remove(0);
+            words.push(ear.words(&self.encoder.norm(&hidden)?, &mut keep_on)?);
         }
         words.retain(|w| !w.is_empty());
         Ok(Some(words.join(" ")))

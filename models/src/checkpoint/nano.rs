@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Whisper base, CTranslate2 form.
 pub const WHISPER: &str = "model.bin";
 /// Whisper's tokenizer.
-pub const WHISPER_TOKENIZER: &str = "whisper-tokenizer.json";
+pub const WHISPER_TOKENIZER: &str = "tokenizer.json";
 /// Qwen2.5-Coder-0.5B-Instruct.
 pub const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 
