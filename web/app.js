@@ -5,7 +5,7 @@ import "./log.js";
 import "./meter.js";
 import { bestFormat, FORMATS, Microphone, microphones } from "./microphone.js";
 import { Realtime, realtimeAddress } from "./realtime.js";
-import { connectionWords, errorWords, microphoneHelp, seconds, STATES } from "./words.js";
+import { connectionWords, errorWords, microphoneHelp, seconds, STATES, thinkingWords } from "./words.js";
 
 /** After a lost connection the new session is given this many of the latest turns. */
 const MOST_TOLD_AGAIN = 60;
@@ -416,8 +416,8 @@ function showState() {
   const state = currentState();
   const now = performance.now();
   if (page.state.dataset.state !== state) page.state.dataset.state = state;
-  const since = conversation.active?.thinkFrom ?? conversation.awaitingSince;
-  const words = state === "thinking" ? `${STATES.thinking} ${seconds(now - since)}` : STATES[state];
+  const turn = conversation.active ?? { waitFrom: conversation.awaitingSince, thinkFrom: null };
+  const words = state === "thinking" ? thinkingWords(turn, now) : STATES[state];
   if (page.stateWords.textContent !== words) page.stateWords.textContent = words;
 
   const on = micState !== "off";

@@ -4,7 +4,8 @@
 /**
  * A turn of the person:  {role: "user", id, how: "spoken" | "typed", words, state: "hearing" | "reading" | "final", startMs, endMs}
  * A turn of the agent:   {role: "agent", id, reasoning, text, state: "thinking" | "replying" | "done" | "cancelled" | "failed" | "incomplete",
- *                         thinkFrom, thinkTo, timings, why}
+ *                         waitFrom, thinkFrom, thinkTo, timings, why}
+ * `waitFrom` is when the person had finished, `thinkFrom` when the first of the reasoning came, `thinkTo` when it ended.
  * Emits `added`, `changed` and `removed`, each with the turn as detail, and `finished` once a turn will not change any more.
  */
 export class Conversation extends EventTarget {
@@ -86,9 +87,9 @@ export class Conversation extends EventTarget {
   #agent(id, now) {
     const known = this.#find(id);
     if (known) return known;
-    const thinkFrom = this.awaitingSince ?? now;
+    const waitFrom = this.awaitingSince ?? now;
     this.awaitingSince = null;
-    this.active = { role: "agent", id, reasoning: "", text: "", parts: 0, state: "thinking", thinkFrom, thinkTo: null };
+    this.active = { role: "agent", id, reasoning: "", text: "", parts: 0, state: "thinking", waitFrom, thinkFrom: null, thinkTo: null };
     return this.#add(this.active);
   }
 
@@ -144,6 +145,7 @@ export class Conversation extends EventTarget {
     },
     "response.reasoning_text.delta"({ response_id, delta }, now) {
       const turn = this.#agent(response_id, now);
+      turn.thinkFrom ??= now;
       turn.reasoning += delta;
       this.#tell("changed", turn);
     },

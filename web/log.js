@@ -1,7 +1,7 @@
 // <hearken-log>: draws a Conversation. Each turn is one element that is updated in place, so that a reader's place, an
 // opened reasoning panel and a selection survive the next word.
 
-import { endNote, seconds, shortTime, TIMINGS } from "./words.js";
+import { endNote, seconds, shortTime, thinkingWords, TIMINGS } from "./words.js";
 
 function element(tag, className, ...children) {
   const node = document.createElement(tag);
@@ -83,8 +83,7 @@ class AgentTurn extends HTMLElement {
     const turn = this.#turn;
     this.#now = now;
     const running = turn.thinkTo === null;
-    const spent = seconds(Math.max(0, (turn.thinkTo ?? now) - turn.thinkFrom));
-    this.#summary.textContent = running ? `Thinking ${spent}` : `Thought for ${spent}`;
+    this.#summary.textContent = running ? thinkingWords(turn, now) : `Thought for ${seconds(turn.thinkTo - (turn.thinkFrom ?? turn.waitFrom))}`;
     this.#details.classList.toggle("running", running);
   }
 }

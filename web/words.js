@@ -24,6 +24,12 @@ export const STATES = {
   replying: "Replying",
 };
 
+/** Before it reasons it has to read what it heard; that time is not called thinking. */
+export function thinkingWords({ waitFrom, thinkFrom }, now) {
+  const words = thinkFrom === null ? "Taking it in" : STATES.thinking;
+  return `${words} ${seconds(Math.max(0, now - (thinkFrom ?? waitFrom)))}`;
+}
+
 /** The parts of a turn's time, in the order in which they happen. */
 export const TIMINGS = [
   ["queued", "Queue", "waiting for the model to be free"],

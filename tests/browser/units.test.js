@@ -70,7 +70,7 @@ describe("the conversation", () => {
     const [user, agent] = conversation.turns;
     assert.deepEqual([user.words, user.state, user.endMs - user.startMs], ["Hello.", "final", 1800]);
     assert.deepEqual([agent.reasoning, agent.text, agent.state], ["A greeting.", "Good ", "replying"]);
-    assert.equal(agent.thinkTo - agent.thinkFrom, 6000); // From the end of speech to the end of the reasoning.
+    assert.deepEqual([agent.waitFrom, agent.thinkFrom, agent.thinkTo], [2000, 6000, 8000]);
     conversation.apply({ type: "response.done", response: { id: "r", status: "completed", timings_ms: { think: 5 } } }, 20_000);
     assert.deepEqual([agent.state, agent.timings, conversation.active], ["done", { think: 5 }, null]);
   });

@@ -6,6 +6,8 @@
 //! rows beside it (invariant I4).
 
 mod repack;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -154,51 +156,64 @@ impl QMatrix {
         }
         // Computed transposed, [rows, n], so that tasks write disjoint stretches.
         let mut transposed = vec![0f32; self.rows * n];
-        transposed
-            .par_chunks_mut(ROWS * n)
-            .enumerate()
-            .for_each(|(task, out)| self.stripe(task * ROWS, &acts, out, level));
+        let stripe = |(task, out): (usize, &mut [f32])| self.stripe(task * ROWS, &acts, out, level);
+        transposed.par_chunks_mut(ROWS * n).enumerate().for_each(stripe);
         if n == 1 {
             return transposed;
         }
         let mut out = vec![0f32; self.rows * n];
-        for (i, column) in transposed.chunks_exact(n).enumerate() {
-            for (j, v) in column.iter().enumerate() {
-                out[j * self.rows + i] = *v;
+        out.par_chunks_mut(ROWS * self.rows).enumerate().for_each(|(task, out)| {
+            for (i, column) in transposed.chunks_exact(n).enumerate() {
+                for (j, v) in column[task * ROWS..].iter().take(ROWS).enumerate() {
+                    out[j * self.rows + i] = *v;
+                }
             }
-        }
+        });
         out
     }
 
-    /// Up to [`ROWS`] weight rows from `first` against all activation rows.
+    /// Up to [`ROWS`] weight rows from `first` against all activation rows: `out [weight rows, n]`.
     fn stripe(&self, first: usize, acts: &Activations, out: &mut [f32], level: Level) {
         let n = acts.rows;
-        for from in (0..n).step_by(4) {
-            for (i, column) in out.chunks_exact_mut(n).enumerate() {
-                let weight = self.row(first + i);
-                let to = n.min(from + 4);
-                let mut sums = [0f32; 4];
-                let rows: [Row<'_>; 4] = std::array::from_fn(|j| acts.row((from + j).min(to - 1)));
+        let rows = out.len() / n;
+        let mut put = |r: usize, c: usize, value: f32| {
+            let minima = self.row(first + r).minima;
+            out[r * n + c] = if minima.is_empty() { value } else { value - minimum(minima, acts.row(c).sums) };
+        };
+        let (mut c, mut r);
+        r = 0;
+        while r < rows {
+            c = 0;
+            let high = if rows - r >= 2 { 2 } else { 1 };
+            while c < n {
+                let wide = if n - c >= 4 { 4 } else { 1 };
+                let weight = |i: usize| self.row(first + r + i);
+                let row = |i: usize| acts.row(c + i);
                 match level {
                     #[cfg(target_arch = "x86_64")]
                     // SAFETY: `Level::Avx2` is only made where the processor has AVX2 and FMA.
-                    Level::Avx2 if to - from > 1 => sums = unsafe { x86::dot4(weight, rows) },
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: as above.
-                    Level::Avx2 => sums[0] = unsafe { x86::dot1(weight, rows[0]) },
-                    _ => {
-                        for (sum, row) in sums.iter_mut().zip(rows).take(to - from) {
-                            *sum = dot(weight, row);
+                    Level::Avx2 => unsafe {
+                        let mut each = |i: usize, values: &[f32]| {
+                            values.iter().enumerate().for_each(|(j, v)| put(r + i, c + j, *v))
+                        };
+                        match (high, wide) {
+                            (2, 4) => x86::tile([weight(0), weight(1)], [row(0), row(1), row(2), row(3)])
+                                .iter()
+                                .enumerate()
+                                .for_each(|(i, v)| each(i, v)),
+                            (2, _) => x86::tile([weight(0), weight(1)], [row(0)])
+                                .iter()
+                                .enumerate()
+                                .for_each(|(i, v)| each(i, v)),
+                            (_, 4) => each(0, &x86::tile([weight(0)], [row(0), row(1), row(2), row(3)])[0]),
+                            _ => each(0, &x86::tile([weight(0)], [row(0)])[0]),
                         }
-                    }
+                    },
+                    _ => (0..high).for_each(|i| (0..wide).for_each(|j| put(r + i, c + j, dot(weight(i), row(j))))),
                 }
-                if !weight.minima.is_empty() {
-                    for (sum, row) in sums.iter_mut().zip(rows) {
-                        *sum -= minimum(weight.minima, row.sums);
-                    }
-                }
-                column[from..to].copy_from_slice(&sums[..to - from]);
+                c += wide;
             }
+            r += high;
         }
     }
 }
@@ -218,7 +233,14 @@ fn dot(weight: Weight<'_>, row: Row<'_>) -> f32 {
 
 /// What the minima take away.
 fn minimum(minima: &[f32], sums: &[f32]) -> f32 {
-    minima.iter().zip(sums).map(|(m, s)| m * s).sum()
+    // Eight sums at a time: the order is fixed, and the compiler may use vectors.
+    let mut lanes = [0f32; 8];
+    for (m, s) in minima.chunks(8).zip(sums.chunks(8)) {
+        for ((lane, m), s) in lanes.iter_mut().zip(m).zip(s) {
+            *lane += m * s;
+        }
+    }
+    lanes.iter().sum()
 }
 
 /// [`QMatrix::product`] as a candle operation: `x [.., cols]` to `[.., rows]`.

@@ -1,0 +1,125 @@
+//! Every type and level against a plain f64 product of the dequantised matrix, on random and adversarial shapes and values.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::{Level, QMatrix, repack};
+
+const TYPES: [GgmlDType; 6] =
+    [GgmlDType::Q4_0, GgmlDType::Q5_0, GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K];
+
+/// A random matrix quantised by candle, and what candle dequantises it to.
+fn matrix(dtype: GgmlDType, rows: usize, cols: usize, rng: &mut StdRng) -> (QMatrix, Vec<f32>) {
+    let values: Vec<f32> = (0..rows * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let dense = Tensor::from_vec(values, (rows, cols), &Device::Cpu).unwrap();
+    let quantised = QTensor::quantize(&dense, dtype).unwrap();
+    let plain = quantised.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    (repack(&quantised.data().unwrap(), dtype, rows, cols).unwrap(), plain)
+}
+
+fn levels() -> Vec<Level> {
+    let mut levels = vec![Level::Portable, Level::best()];
+    levels.dedup();
+    levels
+}
+
+#[test]
+fn repacking_is_exact() {
+    let mut rng = StdRng::seed_from_u64(1);
+    for dtype in TYPES {
+        let (packed, plain) = matrix(dtype, 3, 512, &mut rng);
+        let ours: Vec<f32> = (0..3).flat_map(|i| packed.values(i)).collect();
+        let worst = plain.iter().zip(&ours).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+        assert!(worst <= 1e-6, "{dtype:?}: {worst}");
+    }
+}
+
+#[test]
+fn products_agree_with_f64() {
+    let mut rng = StdRng::seed_from_u64(2);
+    for dtype in TYPES {
+        for rows in [1, 2, 15, 16, 17, 33] {
+            let cols = 256 * rng.random_range(1..4);
+            let (packed, plain) = matrix(dtype, rows, cols, &mut rng);
+            for n in [1, 2, 3, 4, 5, 8, 13, 17] {
+                let scale = 10f32.powi(rng.random_range(-20..20));
+                let x: Vec<f32> = (0..n * cols).map(|_| rng.random_range(-1.0..1.0) * scale).collect();
+                for level in levels() {
+                    agree(&packed, &plain, &x, cols, level);
+                }
+            }
+        }
+    }
+}
+
+/// Within what rounding activations to 8 bits allows: half a step of each block's scale against each weight.
+fn agree(packed: &QMatrix, plain: &[f32], x: &[f32], cols: usize, level: Level) {
+    let rows = plain.len() / cols;
+    let ours = packed.product(x, level);
+    assert_eq!(ours.len(), x.len() / cols * rows);
+    for (j, x) in x.chunks(cols).enumerate() {
+        for (i, w) in plain.chunks(cols).enumerate() {
+            let (mut exact, mut slack) = (0f64, 0f64);
+            for (w, x) in w.chunks(32).zip(x.chunks(32)) {
+                let step = f64::from(x.iter().fold(0f32, |a, v| a.max(v.abs()))) / 127.0;
+                exact += w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum::<f64>();
+                slack += w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * step * 0.51;
+            }
+            let got = f64::from(ours[j * rows + i]);
+            assert!((got - exact).abs() <= slack + 1e-30, "{level:?} [{j}, {i}]: {got} for {exact} ± {slack}");
+        }
+    }
+}
+
+#[test]
+fn levels_differ_by_rounding_alone() {
+    let mut rng = StdRng::seed_from_u64(3);
+    let (packed, _) = matrix(GgmlDType::Q6K, 17, 512, &mut rng);
+    let x: Vec<f32> = (0..5 * 512).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let (a, b) = (packed.product(&x, Level::Portable), packed.product(&x, Level::best()));
+    assert!(a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-4));
+}
+
+/// Invariant I4, at its root: a row's result is bit-equal alone and in any company.
+#[test]
+fn a_row_does_not_depend_on_its_company() {
+    let mut rng = StdRng::seed_from_u64(4);
+    for dtype in TYPES {
+        let (packed, _) = matrix(dtype, 33, 256, &mut rng);
+        let x: Vec<f32> = (0..17 * 256).map(|_| rng.random_range(-1.0..1.0)).collect();
+        for level in levels() {
+            let together = packed.product(&x, level);
+            for (j, row) in x.chunks(256).enumerate() {
+                assert_eq!(packed.product(row, level), together[j * 33..(j + 1) * 33], "{dtype:?} {level:?} row {j}");
+            }
+        }
+    }
+}
+
+#[test]
+fn zeros_denormals_and_non_numbers_make_no_noise() {
+    let mut rng = StdRng::seed_from_u64(5);
+    let (packed, _) = matrix(GgmlDType::Q5_0, 4, 64, &mut rng);
+    for level in levels() {
+        assert!(packed.product(&[0.0; 64], level).iter().all(|y| *y == 0.0));
+        assert!(packed.product(&[f32::MIN_POSITIVE / 4.0; 64], level).iter().all(|y| y.is_finite()));
+        assert_eq!(packed.product(&[], level), Vec::<f32>::new());
+        // What comes of a NaN is nobody's number, but it is no panic, and it stays in its own row.
+        let mut x = vec![f32::NAN; 64];
+        x.extend([1.0; 64]);
+        assert_eq!(packed.product(&x, level)[4..], packed.product(&[1.0; 64], level));
+    }
+}
+
+#[test]
+fn hostile_blocks_are_refused() {
+    let nan = half::f16::NAN.to_le_bytes();
+    let mut block = vec![0u8; 34];
+    block[..2].copy_from_slice(&nan);
+    assert!(repack(&block, GgmlDType::Q8_0, 1, 32).unwrap_err().contains("not finite"));
+    assert!(repack(&block[..33], GgmlDType::Q8_0, 1, 32).is_err());
+    assert!(repack(&block, GgmlDType::Q8_0, 1, 33).is_err());
+    assert!(repack(&block, GgmlDType::Q2K, 1, 32).is_err());
+}
