@@ -72,7 +72,7 @@ class AgentTurn extends HTMLElement {
     setText(this.#text, turn.text.trimStart());
     this.#text.hidden = !turn.text.trim();
     const nothing = turn.state === "done" && !turn.text.trim();
-    this.#note.textContent = nothing ? "It thought, and chose to say nothing." : endNote(turn);
+    this.#note.textContent = nothing ? "It gave no reply." : endNote(turn);
     this.#note.hidden = !this.#note.textContent;
     this.#latency.timings = over ? turn.timings : null;
     this.tick(this.#now);

@@ -246,15 +246,10 @@ pub fn noise_f32(seconds: f64, loud: impl Fn(f64) -> bool) -> Vec<f32> {
     (0..n).map(|i| next() * if loud(i as f64 / 16_000.0) { 0.3 } else { 0.0005 }).collect()
 }
 
-/// A recording of real speech, which is not in the repository: HEARKEN_AUDIO names the folder. `None` says why on the way.
-pub fn speech(name: &str) -> Option<Vec<f32>> {
-    let folder = std::env::var_os("HEARKEN_AUDIO").map_or("../shared/audio".into(), std::path::PathBuf::from);
-    let path = folder.join(name);
-    if !path.exists() {
-        eprintln!("skipped: there is no {}; HEARKEN_AUDIO names the folder of recordings", path.display());
-        return None;
-    }
-    Some(hearken::audio::file::read(&path, 60.0).unwrap())
+/// A recording of real speech.
+pub fn speech(name: &str) -> Vec<f32> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/audio");
+    hearken::audio::file::read(&folder.join(name), 60.0).unwrap()
 }
 
 pub fn pcm16(samples: &[f32]) -> Vec<u8> {

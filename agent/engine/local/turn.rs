@@ -183,8 +183,9 @@ impl Live {
             return Ok(());
         }
         let words = self.words.take().unwrap_or_default();
-        let mut tokens = checkpoint.tokenizer.text(&format!("{WORDS} {words}"))?;
-        tokens.extend(checkpoint.tokenizer.control(checkpoint.format.end_of_thinking())?);
+        // The line break belongs to the words' last token, as in training: "?\n" is one token.
+        let mut tokens = checkpoint.tokenizer.text(&format!("{WORDS} {words}\n"))?;
+        tokens.extend(checkpoint.tokenizer.control(checkpoint.format.end_of_thinking().trim_start())?);
         self.push_ids(checkpoint, &tokens)
     }
 
@@ -258,6 +259,10 @@ impl Live {
             self.enter(if self.splitter.is_reasoning() { Phase::Think } else { Phase::Reply });
         }
         let token = self.sampler.draw(logits);
+        if token == checkpoint.stop && self.splitter.is_reasoning() {
+            // A turn that ends inside its reasoning has answered nothing: the reasoning is over, the reply is still due.
+            return self.steer(checkpoint, true);
+        }
         if token == checkpoint.stop {
             self.finish = Some(Finish::Stop);
             return Ok(());
@@ -271,24 +276,27 @@ impl Live {
         let text = checkpoint.tokenizer.stream(&mut self.detokenizer, token)?;
         self.write(&text);
         if self.splitter.is_reasoning() {
-            self.steer(checkpoint)?;
+            self.steer(checkpoint, self.usage.reasoning_tokens >= self.request.thinking_budget)?;
         } else if self.usage.reply_tokens >= self.request.max_reply_tokens {
             self.finish = Some(Finish::Length);
         }
         Ok(())
     }
 
-    /// Puts the ear's words where the reasoning asks for them, and ends a reasoning that has used up its budget.
-    fn steer(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let tokens = self.usage.reasoning_tokens;
-        let over = tokens >= self.request.thinking_budget;
-        if self.words.is_some() && (self.tail.trim_end().ends_with(WORDS) || over || tokens >= PATIENCE) {
-            let words = self.words.take().unwrap_or_default();
-            let lead = if self.tail.trim_end().ends_with(WORDS) { "" } else { "\nThe words:" };
-            self.force(checkpoint, &format!("{lead} {words}"), false)?;
+    /// Puts the ear's words where the reasoning asks for them, and closes a reasoning that is `over`.
+    fn steer(&mut self, checkpoint: &Checkpoint, over: bool) -> Result<()> {
+        let asked = self.tail.trim_end().ends_with(WORDS);
+        let mut end = checkpoint.format.end_of_thinking();
+        if asked || over || self.usage.reasoning_tokens >= PATIENCE {
+            if let Some(words) = self.words.take() {
+                let lead = if asked { String::new() } else { format!("\n{WORDS}") };
+                // With the line break, for "?\n" is one token and stands so in the training.
+                self.force(checkpoint, &format!("{lead} {words}\n"), false)?;
+                end = end.trim_start();
+            }
         }
         if over {
-            self.force(checkpoint, checkpoint.format.end_of_thinking(), true)?;
+            self.force(checkpoint, end, true)?;
         }
         Ok(())
     }

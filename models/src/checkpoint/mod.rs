@@ -215,14 +215,27 @@ impl Checkpoint {
         let Some(ear) = &mut self.words else { return Ok(None) };
         let mut words = Vec::new();
         for segment in samples.chunks(SEGMENT) {
-            let mel = self.mel.padded(segment, (segment.len() + EAR_SILENCE).min(30 * SAMPLE_RATE));
-            let positions = mel.frames.div_ceil(2);
-            let hidden = self.encoder.hidden(&[(mel, positions)])?.remove(0);
-            words.push(ear.words(&self.encoder.norm(&hidden)?, &mut keep_on)?);
+            let hidden = ear_hidden(&self.mel, &self.encoder, segment, segment.len() + EAR_SILENCE)?;
+            words.push(ear.words(&hidden, &mut keep_on)?);
         }
         words.retain(|w| !w.is_empty());
         Ok(Some(words.join(" ")))
     }
+
+    /// Whisper's own view of a segment: normalised hidden states `[length / 320, state]` at 50 Hz of the samples and silence up to
+    /// `length` of them, at most 30 s.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn whisper_hidden(&self, samples: &[f32], length: usize) -> Result<Tensor> {
+        ear_hidden(&self.mel, &self.encoder, samples, length)
+    }
+}
+
+fn ear_hidden(mel: &LogMel, encoder: &Encoder, samples: &[f32], length: usize) -> Result<Tensor> {
+    let mel = mel.padded(samples, length.min(30 * SAMPLE_RATE));
+    let positions = mel.frames.div_ceil(2);
+    encoder.norm(&encoder.hidden(&[(mel, positions)])?.remove(0))
 }
 
 /// The one `.gguf` of a directory; `None` without any.

@@ -1,8 +1,7 @@
 //! Mel, encoder, adaptor, decoder and tokenizer against code nobody here wrote: vectors of `scripts/reference` (tests/golden).
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hearken_models::checkpoint::{Checkpoint, Options};
 use hearken_models::decoder::Share;
@@ -56,7 +55,7 @@ struct Case {
 }
 
 fn directory(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    crate::tests("golden").join(name)
 }
 
 fn cases() -> Vec<Case> {
