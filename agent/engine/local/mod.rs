@@ -1,7 +1,7 @@
 //! The engine on this machine: one compute thread that owns the model and everything it remembers.
 //!
 //! The thread blocks on its queue while nothing is to be done. While turns are live it takes what has come in, gathers every turn's next
-//! tokens into one forward pass ([`schedule`]), scatters the results, and begins again. Memory of past turns lies in [`slots`].
+//! tokens into one forward pass (`schedule`), scatters the results, and begins again. Memory of past turns lies in `slots`.
 
 pub mod measure;
 mod schedule;

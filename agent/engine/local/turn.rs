@@ -287,13 +287,12 @@ impl Live {
     fn steer(&mut self, checkpoint: &Checkpoint, over: bool) -> Result<()> {
         let asked = self.tail.trim_end().ends_with(WORDS);
         let mut end = checkpoint.format.end_of_thinking();
-        if asked || over || self.usage.reasoning_tokens >= PATIENCE {
-            if let Some(words) = self.words.take() {
-                let lead = if asked { String::new() } else { format!("\n{WORDS}") };
-                // With the line break, for "?\n" is one token and stands so in the training.
-                self.force(checkpoint, &format!("{lead} {words}\n"), false)?;
-                end = end.trim_start();
-            }
+        let due = asked || over || self.usage.reasoning_tokens >= PATIENCE;
+        if let Some(words) = self.words.take_if(|_| due) {
+            let lead = if asked { String::new() } else { format!("\n{WORDS}") };
+            // With the line break, for "?\n" is one token and stands so in the training.
+            self.force(checkpoint, &format!("{lead} {words}\n"), false)?;
+            end = end.trim_start();
         }
         if over {
             self.force(checkpoint, end, true)?;

@@ -256,7 +256,7 @@ fn parse(bytes: &[u8]) -> Parsed<(HashMap<String, Value>, HashMap<String, Entry>
 /// Where a tensor's bytes lie, or why they cannot lie there.
 fn place(shape: Vec<usize>, dtype: GgmlDType, data: usize, offset: u64, file: usize) -> Parsed<Entry> {
     let row = *shape.last().expect("rank is at least 1");
-    if row % dtype.block_size() != 0 {
+    if !row.is_multiple_of(dtype.block_size()) {
         return Err(format!("has rows of {row}, not a multiple of its block of {}", dtype.block_size()));
     }
     let extent = || {

@@ -2,7 +2,7 @@
 //!
 //! All GGUF types are repacked at load into one form ([`QMatrix`]): signed 8-bit integers with an f32 scale per 16 or 32 of them and, for
 //! the K types with a minimum, an f32 minimum per 32. The repacking is exact: the integers are the file's own, the scales its products.
-//! Activations are quantised per 32 values of a row ([`Activations`]), each row by itself, so that a row's result never depends on the
+//! Activations are quantised per 32 values of a row (`Activations`), each row by itself, so that a row's result never depends on the
 //! rows beside it (invariant I4).
 
 mod repack;

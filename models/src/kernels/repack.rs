@@ -26,7 +26,7 @@ pub(crate) fn repack(bytes: &[u8], dtype: GgmlDType, rows: usize, cols: usize) -
         GgmlDType::Q6K => q6_k,
         other => return Err(format!("type {other:?} has no quantised kernel")),
     };
-    if cols % dtype.block_size() != 0 || bytes.len() != rows * cols / dtype.block_size() * dtype.type_size() {
+    if !cols.is_multiple_of(dtype.block_size()) || bytes.len() != rows * cols / dtype.block_size() * dtype.type_size() {
         return Err(format!("{} bytes are not a {rows} × {cols} matrix of {dtype:?}", bytes.len()));
     }
     for block in bytes.chunks_exact(dtype.type_size()) {

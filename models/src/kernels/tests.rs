@@ -1,4 +1,5 @@
 //! Every type and level against a plain f64 product of the dequantised matrix, on random and adversarial shapes and values.
+#![allow(clippy::unwrap_used)]
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
