@@ -67,8 +67,8 @@ struct Settings {
     /// auto, cpu, cuda:N or metal.
     #[arg(long)]
     device: Option<String>,
-    /// Single keys, such as `server.listen=0.0.0.0:8080`.
-    #[arg(value_name = "KEY=VALUE", value_parser = key_value)]
+    /// A single key, such as `--set server.listen=0.0.0.0:8080`; may be given again.
+    #[arg(long, short, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
 }
 

@@ -47,6 +47,20 @@ struct Config {
     prompt_format: PromptFormat,
     #[serde(default)]
     lora: Option<Lora>,
+    /// Whether the word ear's words stand beside the sound; the one switch of a checkpoint that has such an ear.
+    #[serde(default)]
+    words: Words,
+}
+
+/// What becomes of the word ear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Words {
+    /// Its words stand beside the sound.
+    Beside,
+    /// There is none, or it is not used.
+    #[default]
+    None,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]

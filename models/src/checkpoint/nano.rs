@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use super::gguf::Gguf;
-use super::{Checkpoint, Config, Options, ct2};
+use super::{Checkpoint, Config, Options, Words, ct2};
 use crate::device;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -56,7 +56,7 @@ pub(super) fn open(directory: &Path, options: &Options) -> Result<Checkpoint> {
     if let Some(lora) = config.lora {
         update(&mut checkpoint, &weights, &trained(directory, "lora.safetensors", LORA)?, lora.scale)?;
     }
-    if options.words {
+    if options.words && config.words == Words::Beside {
         let tensors = ct2::hugging_face(&whisper)?;
         let tokenizer = directory.join(WHISPER_TOKENIZER);
         checkpoint.words = Some(WordEar::load(tensors, &tokenizer, &config.audio_encoder_config, &options.device)?);
