@@ -1,0 +1,1 @@
+"""nano's training pipeline: data, encode, align, instruct, evaluate, export (see README.md)."""

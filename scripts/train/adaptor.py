@@ -1,0 +1,150 @@
+"""The trained ear: adaptor, CTC pieces out of the decoder's vocabulary, and percepts as the decoder's own words.
+
+The adaptor is aligned to the decoder without running it. Words: CTC whose classes are the decoder's frozen
+token embeddings. Percepts: the clip's mean embedding must lie nearer to the embedding of " man" than to
+" woman", and so on; CTC alone would strip the voice from the sound. Beeps and knocks are CTC tokens of their
+own, in their place among the words, so that they can be counted.
+"""
+
+from collections import Counter
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from .measure import plain
+
+
+class Adaptor(nn.Module):
+    """25 Hz encoder frames [B, T, 512] to 12.5 Hz decoder embeddings [B, (T+1)//2, 896]."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(512, 512, 3, 2, 1)
+        self.linear1 = nn.Linear(512, 2048)
+        self.linear2 = nn.Linear(2048, 896)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        x = F.gelu(self.conv(frames.transpose(1, 2))).transpose(1, 2)
+        return self.linear2(F.relu(self.linear1(x)))
+
+
+EVENTS = {"beep": " beep", "knock": " knock"}
+PERCEPTS = {  # fact -> its values, each with the word whose embedding stands for it
+    "who": {"man": " man", "woman": " woman", "two": " two", "nobody": " nobody"},
+    "pace": {"slow": " slow", "normal": " normal", "fast": " fast"},
+    "volume": {"quiet": " quiet", "medium": " medium", "loud": " loud"},
+    "noise": {"none": " clean", "hiss": " hiss", "rumble": " rum", "wind": " wind", "music": " music"},
+    "telephone": {False: " direct", True: " telephone"},
+    "echo": {False: " near", True: " echo"},
+    "pitch": {"low": " deep", "medium": " middle", "high": " high"},
+    "contour": {"rising": " rising", "falling": " falling"},
+}
+
+
+def percept(facts: dict, name: str):
+    """The true value of one percept, or None where the clip does not settle it."""
+    if name == "noise":
+        return facts.get("noise", "none")
+    if name in ("telephone", "echo"):
+        return facts.get(name, False)
+    if name == "pitch":
+        hz = facts.get("hz", 0)
+        return None if facts.get("who") not in ("man", "woman") else "low" if 0 < hz < 100 else "high" if hz > 195 else "medium" if 115 < hz < 175 else None
+    return facts.get(name)
+
+
+class Pieces:
+    """The CTC classes: blank, then the decoder tokens that lower-case English is spelled with here."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: list[str], least: int = 8):
+        vocabulary = tokenizer.get_vocab()
+        counts = Counter(t for text in texts for t in tokenizer.encode(" " + plain(text)).tokens)
+        letters = "abcdefghijklmnopqrstuvwxyz'"
+        short = [space + a + b for space in ("", "Ġ") for a in letters for b in ["", *letters]]
+        chosen = {t for t, n in counts.items() if n >= least} | {t for t in short if t in vocabulary}
+        events = [tokenizer.encode(word).tokens[0] for word in EVENTS.values()]
+        self.tokens = sorted(chosen - set(events)) + events
+        self.index = {token: number + 1 for number, token in enumerate(self.tokens)}
+        self.ids = torch.tensor([vocabulary[token] for token in self.tokens])
+        self.events = dict(zip(EVENTS, range(len(self.tokens) - len(events) + 1, len(self.tokens) + 1)))
+        self.tokenizer, self.known = tokenizer, {}
+
+    def word(self, word: str) -> list[int]:
+        """The tokeniser's own pieces where all are classes, else the spelling in fewest pieces."""
+        if word not in self.known:
+            tokens = self.tokenizer.encode(" " + word).tokens
+            if not all(t in self.index for t in tokens):
+                spelled = "Ġ" + word
+                best: list = [[]] + [None] * len(spelled)
+                for start in range(len(spelled)):
+                    for end in range(start + 1, min(len(spelled), start + 14) + 1):
+                        if best[start] is not None and spelled[start:end] in self.index:
+                            if best[end] is None or len(best[start]) + 1 < len(best[end]):
+                                best[end] = best[start] + [spelled[start:end]]
+                tokens = best[-1] or []
+            self.known[word] = [self.index[t] for t in tokens]
+        return self.known[word]
+
+    def target(self, facts: dict) -> list[int]:
+        """Pieces of a clip's words, with its events before or after them."""
+        words = [piece for word in plain(facts["text"]).split() for piece in self.word(word)]
+        events = [self.events[facts["event"]]] * facts["count"] if "event" in facts else []
+        return events + words if facts.get("place") == "before" else words + events
+
+    def text(self, best: list[int]) -> tuple[str, int]:
+        """Words and number of events of a greedy path."""
+        kept = [c for c, previous in zip(best, [0, *best]) if c and c != previous]
+        events = set(self.events.values())
+        words = "".join(self.tokens[c - 1] for c in kept if c not in events).replace("Ġ", " ").strip()
+        return words, sum(c in events for c in kept)
+
+
+class Aligner(nn.Module):
+    """Adaptor with what only its alignment needs: blank, scale, and one scale per percept."""
+
+    def __init__(self, pieces: Pieces, embeddings: torch.Tensor):
+        super().__init__()
+        self.adaptor = Adaptor()
+        self.register_buffer("classes", embeddings[pieces.ids].clone(), persistent=False)
+        self.size = (self.classes**2).sum(1).mean().item()
+        self.scale = nn.Parameter(torch.tensor(12 / self.size).log())
+        self.blank = nn.Linear(896, 1)
+        self.percepts = nn.ParameterDict()
+        self.words: dict[str, torch.Tensor] = {}
+        for name, values in PERCEPTS.items():
+            ids = [pieces.tokenizer.encode(word).ids[0] for word in values.values()]
+            self.words[name] = embeddings[ids].clone()
+            self.percepts[name] = nn.Parameter(torch.cat([torch.tensor([12 / self.size]).log(), torch.zeros(len(ids))]))
+
+    def scores(self, heard: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities over blank and pieces."""
+        pieces = F.linear(heard, self.classes) * self.scale.exp()
+        return torch.cat([self.blank(heard), pieces], -1).log_softmax(-1)
+
+    def percept_scores(self, mean: torch.Tensor, name: str) -> torch.Tensor:
+        parameters = self.percepts[name]
+        return F.linear(mean, self.words[name]) * parameters[0].exp() + parameters[1:]
+
+    def losses(self, frames: torch.Tensor, lengths: torch.Tensor, facts: list[dict], targets: list[list[int]], drop: float):
+        """CTC, percepts, and a bound on the size of embeddings; and the embeddings with their lengths."""
+        heard, lengths = self.adaptor(F.dropout(frames, drop, self.training)), (lengths + 1) // 2
+        ctc = F.ctc_loss(
+            self.scores(heard).transpose(0, 1), torch.tensor([c for t in targets for c in t]), lengths,
+            torch.tensor([len(t) for t in targets]), zero_infinity=True,
+        )
+        inside = (torch.arange(heard.shape[1])[None] < lengths[:, None])[..., None]
+        mean = (heard * inside).sum(1) / lengths[:, None]
+        felt = torch.zeros(())
+        for name, values in PERCEPTS.items():
+            rows, labels = [], []
+            for row, fact in enumerate(facts):
+                value = percept(fact, name)
+                if value is not None:
+                    rows.append(row)
+                    labels.append(list(values).index(value))
+            if rows:
+                felt = felt + F.cross_entropy(self.percept_scores(mean[rows], name), torch.tensor(labels), reduction="sum") / len(facts)
+        size = F.relu((heard**2).sum(-1) / self.size - 1.5).mean()
+        return ctc, felt, size, heard, lengths

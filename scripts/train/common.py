@@ -1,0 +1,79 @@
+"""What every stage shares: seeds, threads, the pause file, progress, checkpoints."""
+
+import argparse
+import json
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+RATE = 16_000
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the options common to all stages."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, default=Path("work"), help="folder for data, features and checkpoints")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pause-file", type=Path, help="sleep for as long as this file exists")
+    return parser
+
+
+def start(args: argparse.Namespace) -> None:
+    """Seeds every generator and bounds the threads."""
+    random.seed(args.seed)
+    np.random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+
+
+class Pause:
+    """Sleeps while a file exists, so that a long run can give way to a measurement beside it."""
+
+    def __init__(self, path: Path | None):
+        self.path = path
+        self.slept = 0.0
+
+    def wait(self) -> None:
+        while self.path is not None and self.path.exists():
+            time.sleep(1)
+            self.slept += 1
+
+
+class Clock:
+    """Time spent working, pauses left out, carried across restarts by `spent`."""
+
+    def __init__(self, pause: Pause, spent: float = 0.0):
+        self.pause, self.spent, self.begun = pause, spent, time.time()
+
+    def seconds(self) -> float:
+        return self.spent + time.time() - self.begun - self.pause.slept
+
+
+def schedule(step: int, steps: int, warm: int) -> float:
+    """Share of the peak learning rate: a linear start, then half a cosine down to a twentieth. Counted in
+    steps, not in time, so that a slow or shared machine trains the same model."""
+    return min(1, (step + 1) / warm) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """A checkpoint is whole or absent: a killed run never leaves half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def append_json(path: Path, record: dict) -> None:
+    """One line of a stage's log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")

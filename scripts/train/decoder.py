@@ -1,0 +1,134 @@
+"""The frozen Qwen2 decoder in f32 (written by `prepare`), with low-rank updates, over packed branches.
+
+f32, not bf16: on processors without bf16 instructions bf16 products run six to eight times slower.
+Many sequences are packed into one row of tokens under a mask, so nothing is computed for padding, and the
+sound of a clip is computed once for all the tasks that branch from it, as the product itself forks.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import safe_open
+
+HEADS, KEY_HEADS, WIDTH = 14, 2, 64
+NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
+PATHS = {n: ("self_attn." if n in "qkvo" else "mlp.") + n + "_proj" for n in NAMES}
+
+
+class Weights:
+    """The tensors `prepare` wrote, mapped from the file, so that several stages share one copy in memory."""
+
+    def __init__(self, work: Path):
+        self.file = safe_open(work / "decoder.safetensors", "pt")
+        self.names = set(self.file.keys())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return self.file.get_tensor(name)
+
+
+class LowRank(nn.Module):
+    """y = W x + b + scale · B (A x), W frozen."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rank: int, scale: float):
+        super().__init__()
+        self.weight, self.bias, self.scale, self.rank = weight, bias, scale, rank
+        if rank:
+            self.A = nn.Parameter(torch.randn(rank, weight.shape[1]) * 0.02)
+            self.B = nn.Parameter(torch.zeros(weight.shape[0], rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y + F.linear(F.linear(x, self.A), self.B) * self.scale if self.rank else y
+
+
+def turn(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding, halves layout."""
+    first, second = x.chunk(2, -1)
+    return x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+
+class Layer(nn.Module):
+    def __init__(self, file: Weights, number: int, targets: list[str], rank: int, scale: float):
+        super().__init__()
+        for name, part in NAMES.items():
+            stem = f"blk.{number}.{part}"
+            bias = file.tensor(stem + ".bias") if stem + ".bias" in file.names else None
+            setattr(self, name, LowRank(file.tensor(stem + ".weight"), bias, rank if name in targets else 0, scale))
+        self.norms = [file.tensor(f"blk.{number}.attn_norm.weight"), file.tensor(f"blk.{number}.ffn_norm.weight")]
+
+    def forward(self, x, angles, mask, past=None):
+        h = F.rms_norm(x, (x.shape[-1],), self.norms[0], 1e-6)
+        q = turn(self.q(h).view(*h.shape[:2], HEADS, WIDTH).transpose(1, 2), angles)
+        k = turn(self.k(h).view(*h.shape[:2], KEY_HEADS, WIDTH).transpose(1, 2), angles)
+        v = self.v(h).view(*h.shape[:2], KEY_HEADS, WIDTH).transpose(1, 2)
+        if past is not None:
+            if past:
+                k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+            past[:] = [k, v]
+        seen = F.scaled_dot_product_attention(
+            q, k.repeat_interleave(HEADS // KEY_HEADS, 1), v.repeat_interleave(HEADS // KEY_HEADS, 1), attn_mask=mask
+        )
+        x = x + self.o(seen.transpose(1, 2).flatten(2))
+        h = F.rms_norm(x, (x.shape[-1],), self.norms[1], 1e-6)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Decoder(nn.Module):
+    """Qwen2.5-0.5B: 24 layers, width 896."""
+
+    def __init__(self, file: Weights, targets: list[str] = [], rank: int = 16, scale: float = 2.0, layers: int = 24):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(file, n, targets, rank, scale) for n in range(layers))
+        self.embeddings, self.norm = file.tensor("token_embd.weight"), file.tensor("output_norm.weight")
+        self.head = file.tensor("output.weight") if "output.weight" in file.names else self.embeddings
+
+    def forward(self, x: torch.Tensor, places: torch.Tensor, mask: torch.Tensor, past: list | None = None) -> torch.Tensor:
+        """Final hidden states of embeddings [B, T, 896] at `places` [B, T]; mask True where seen."""
+        speeds = 1e6 ** (-torch.arange(0, WIDTH, 2, dtype=torch.float32) / WIDTH)
+        angles = (places[..., None].float() * speeds).repeat(1, 1, 2)[:, None]
+        for number, layer in enumerate(self.layers):
+            x = layer(x, angles, mask, past[number] if past is not None else None)
+        return F.rms_norm(x, (x.shape[-1],), self.norm, 1e-6)
+
+    def low_rank(self) -> dict[str, torch.Tensor]:
+        """Trained updates under the names of the published checkpoint form."""
+        return {
+            f"model.layers.{number}.{PATHS[name]}.lora_{part}.weight": getattr(getattr(layer, name), part)
+            for number, layer in enumerate(self.layers)
+            for name in NAMES
+            if getattr(layer, name).rank
+            for part in "AB"
+        }
+
+    def load_low_rank(self, tensors: dict[str, torch.Tensor]) -> None:
+        mine = self.low_rank()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                mine[name].copy_(tensor)
+
+
+@torch.no_grad()
+def generate(decoder: Decoder, prompts: list[torch.Tensor], end: int, most: int) -> list[list[int]]:
+    """Greedy continuations of embedded prompts [T, 896], left-padded into one batch."""
+    longest = max(map(len, prompts))
+    x = torch.stack([F.pad(p, (0, 0, longest - len(p), 0)) for p in prompts])
+    inside = torch.stack([torch.arange(longest) >= longest - len(p) for p in prompts])
+    places = (inside.cumsum(1) - 1).clamp(min=0)
+    mask = (inside[:, None, :] & torch.ones(longest, longest, dtype=torch.bool).tril() | torch.eye(longest, dtype=torch.bool))[:, None]
+    past: list = [[] for _ in decoder.layers]
+    out: list[list[int]] = [[] for _ in prompts]
+    going = [True] * len(prompts)
+    for _ in range(most):
+        chosen = (decoder(x, places, mask, past)[:, -1] @ decoder.head.T).argmax(-1)
+        for row, token in enumerate(chosen.tolist()):
+            going[row] = going[row] and token != end
+            if going[row]:
+                out[row].append(token)
+        if not any(going):
+            break
+        x, places = decoder.embeddings[chosen][:, None], places[:, -1:] + 1
+        inside = torch.cat([inside, torch.ones(len(prompts), 1, dtype=torch.bool)], 1)
+        mask = inside[:, None, None, :]
+    return out

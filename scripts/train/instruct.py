@@ -1,0 +1,183 @@
+"""Stage instruct: adaptor and low-rank updates together, the decoder in the loop, all tasks from the first step.
+
+Each clip's sound stands once in the packed row and every task on it is a branch. The alignment losses go on
+beside, so that the adaptor keeps what the decoder does not yet ask for. Resumes from its checkpoint.
+
+    python -m scripts.train.instruct --steps 2000 [--from-lora lora.safetensors]
+"""
+
+import json
+import random
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from . import common
+from .adaptor import Aligner, Pieces
+from .dataset import Example, Training, collate
+from .decoder import Decoder, Weights
+from .tasks import BEGIN, END, REST, SYSTEM, branches
+
+
+class Pack:
+    """Builds one row out of clips and their branches, with the mask that keeps them apart."""
+
+    def __init__(self, tokenizer: Tokenizer, embeddings: torch.Tensor):
+        self.tokenizer, self.embeddings = tokenizer, embeddings
+        self.parts, self.clip, self.branch, self.place = [], [], [], []
+        self.rows, self.labels, self.weights = [], [], []
+        self.clips = 0
+
+    def ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text).ids
+
+    def _put(self, part: torch.Tensor, branch: int, start: int) -> int:
+        self.parts.append(part)
+        self.clip += [self.clips] * len(part)
+        self.branch += [branch] * len(part)
+        self.place += range(start, start + len(part))
+        return start + len(part)
+
+    def add(self, sound: torch.Tensor, system: str, tasks: list) -> None:
+        head = self.ids((SYSTEM.format(system) if system else "") + BEGIN)
+        trunk = self._put(self.embeddings[head], 0, 0)
+        trunk = self._put(sound, 0, trunk)
+        for number, task in enumerate(tasks, 1):
+            after = self._put(self.embeddings[self.ids(task.instruction + REST)], number, trunk)
+            ids, weights = [], []
+            for text, weight in [*task.target, (END, 1.0)]:
+                piece = self.ids(text)
+                ids += piece
+                weights += [weight] * len(piece)
+            first = len(self.place) - 1
+            self._put(self.embeddings[ids[:-1]], number, after)
+            self.rows += range(first, first + len(ids))
+            self.labels += ids
+            self.weights += weights
+        self.clips += 1
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def loss(self, decoder: Decoder, head: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """Weighted cross entropy over the targets. `head` holds the rows of the output matrix that
+        `classes` (token id to row) maps to: the tokens ever wanted and the commonest others."""
+        clip, branch, place = map(torch.tensor, (self.clip, self.branch, self.place))
+        same = clip[:, None] == clip[None]
+        seen = same & (place[None] <= place[:, None]) & ((branch[None] == 0) | (branch[None] == branch[:, None]))
+        hidden = decoder(torch.cat(self.parts)[None], place[None], seen[None, None])[0]
+        losses = F.cross_entropy(hidden[self.rows] @ head.T, classes[torch.tensor(self.labels)], reduction="none")
+        weights = torch.tensor(self.weights)
+        return (losses * weights).sum() / weights.sum()
+
+
+def packs(training: Training, rng: random.Random, tokens: int):
+    """Endless packs of (examples, their systems and branches), at most about `tokens` long."""
+    while True:
+        training.refresh()
+        order = list(training.examples)
+        rng.shuffle(order)
+        batch, size = [], 0
+        for example in order:
+            system, tasks = branches(example.facts, rng)
+            if len(example.features) > 25 * 20 or not tasks:
+                continue
+            length = len(example.features) // 2 + sum(20 + sum(len(t) for t, _ in task.target) // 4 for task in tasks)
+            if batch and size + length > tokens:
+                yield batch
+                batch, size = [], 0
+            batch.append((example, system, tasks))
+            size += length
+
+
+def head_rows(decoder: Decoder, common_ids: int = 40_000) -> tuple[torch.Tensor, torch.Tensor]:
+    """The commonest tokens (lowest ids in byte-pair order) and the special ones; others map to row 0."""
+    vocabulary = len(decoder.head)
+    kept = torch.cat([torch.arange(common_ids), torch.arange(151_643, min(151_665, vocabulary))])
+    classes = torch.zeros(vocabulary, dtype=torch.long)
+    classes[kept] = torch.arange(len(kept))
+    return decoder.head[kept].clone(), classes
+
+
+def main() -> None:
+    parser = common.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2000, help="length of the learning rate's schedule")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--scale", type=float, default=2.0, help="of the low-rank product: alpha / rank")
+    parser.add_argument("--targets", nargs="*", default=list("qkvo"), help="of q k v o gate up down")
+    parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate of the low-rank updates")
+    parser.add_argument("--adaptor-rate", type=float, default=1e-4)
+    parser.add_argument("--tokens", type=int, default=600, help="length of a packed row")
+    parser.add_argument("--align", type=float, default=0.15, help="weight of the alignment losses")
+    parser.add_argument("--from-lora", type=common.Path, help="lora.safetensors to start from")
+    parser.add_argument("--every", type=float, default=6, help="minutes between checkpoints")
+    args = parser.parse_args()
+    common.start(args)
+    checkpoint, log = args.work / "instruct.pt", args.work / "instruct.jsonl"
+    pause, weights = common.Pause(args.pause_file), Weights(args.work)
+    tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
+    begin = torch.load(args.work / "align.pt")
+    pieces = Pieces(tokenizer, begin["texts"])
+    decoder = Decoder(weights, args.targets, args.rank, args.scale)
+    aligner = Aligner(pieces, decoder.embeddings)
+    aligner.load_state_dict(begin["aligner"])
+    if args.from_lora:
+        decoder.load_low_rank(load_file(args.from_lora))
+    updates = list(decoder.parameters())
+    optimizer = torch.optim.AdamW(
+        [{"params": updates, "top": args.rate}, {"params": aligner.parameters(), "top": args.adaptor_rate}], betas=(0.9, 0.98), weight_decay=0.0
+    )
+    step, clips, spent = 0, 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        aligner.load_state_dict(state["aligner"])
+        decoder.load_low_rank(state["low_rank"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, clips, spent = state["step"], state["clips"], state["spent"]
+    head, classes = head_rows(decoder)
+    training, rng = Training(args.work / "features"), random.Random(args.seed + step)
+    clock, mean = common.Clock(pause, spent), None
+    due = clock.seconds() + 60 * args.every
+
+    def save() -> None:
+        state = {"aligner": aligner.state_dict(), "low_rank": {n: p.detach().clone() for n, p in decoder.low_rank().items()}}
+        state |= {"optimizer": optimizer.state_dict(), "step": step, "clips": clips, "spent": clock.seconds(), "texts": begin["texts"]}
+        common.save_atomically(state, checkpoint)
+        common.append_json(log, {"step": step, "clips": clips, "minutes": round(clock.seconds() / 60, 1), "hours": round(training.hours(), 1), "losses": mean})
+
+    bar = tqdm(total=args.steps, initial=step)
+    for batch in packs(training, rng, args.tokens):
+        if step >= args.steps:
+            break
+        pause.wait()
+        for group in optimizer.param_groups:
+            group["lr"] = group["top"] * common.schedule(step, args.steps, warm=20)
+        examples: list[Example] = [example for example, _, _ in batch]
+        facts = [e.facts for e in examples]
+        frames, lengths = collate(examples)
+        ctc, felt, size, sounds, lengths = aligner.losses(frames, lengths, facts, [pieces.target(f) for f in facts], drop=0.05)
+        pack = Pack(tokenizer, decoder.embeddings)
+        for sound, length, (_, system, tasks) in zip(sounds, lengths, batch):
+            pack.add(sound[:length], system, tasks)
+        said = pack.loss(decoder, head, classes)
+        optimizer.zero_grad()
+        (said + args.align * (ctc + 0.25 * felt) + 0.02 * size).backward()
+        torch.nn.utils.clip_grad_norm_([*updates, *aligner.parameters()], 1.0)
+        optimizer.step()
+        step, clips = step + 1, clips + len(batch)
+        now = [round(v.item(), 3) for v in (said, ctc, felt)]
+        mean = [round(0.95 * a + 0.05 * b, 3) for a, b in zip(mean, now)] if mean else now
+        bar.set_postfix(clips=clips, said=mean[0], ctc=mean[1], percepts=mean[2], refresh=False)
+        bar.update()
+        if clock.seconds() > due:
+            save()
+            due = clock.seconds() + 60 * args.every
+    save()
+    print(json.dumps({"step": step, "clips": clips, "losses": mean}))
+
+
+if __name__ == "__main__":
+    main()

