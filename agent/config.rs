@@ -26,7 +26,7 @@ pub struct Config {
     /// What listens and thinks.
     pub model: Model,
     /// How tokens are drawn.
-    pub sampling: Sampling,
+    pub sampling: crate::engine::Sampling,
     /// How long it reasons and replies.
     pub thinking: Thinking,
     /// When somebody speaks, and when a turn is over.
@@ -99,43 +99,6 @@ pub enum Words {
     Beside,
     /// The model hears the sound alone.
     None,
-}
-
-/// `[sampling]`; the same fields as [`crate::engine::Sampling`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Sampling {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// Nucleus mass, 0..=1.
-    pub top_p: f32,
-    /// 0 keeps all tokens.
-    pub top_k: usize,
-    /// 1 does nothing.
-    pub repetition_penalty: f32,
-    /// Turn n of every session draws with seed + n.
-    pub seed: u64,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        crate::engine::Sampling::default().into()
-    }
-}
-
-impl From<crate::engine::Sampling> for Sampling {
-    fn from(s: crate::engine::Sampling) -> Self {
-        let crate::engine::Sampling { temperature, top_p, top_k, repetition_penalty, seed } = s;
-        Self { temperature, top_p, top_k, repetition_penalty, seed }
-    }
-}
-
-impl Sampling {
-    /// As the engine takes it, for the `turn`-th turn of a session.
-    pub fn for_turn(&self, turn: u64) -> crate::engine::Sampling {
-        let Self { temperature, top_p, top_k, repetition_penalty, seed } = *self;
-        crate::engine::Sampling { temperature, top_p, top_k, repetition_penalty, seed: seed.wrapping_add(turn) }
-    }
 }
 
 /// How hard to think, in the words of the Realtime API.

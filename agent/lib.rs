@@ -1,7 +1,7 @@
 //! Hearken: a live listening agent. It hears the sound itself, reasons, and streams its reasoning and reply.
 //!
 //! ```text
-//!  browser · phone · program
+//!  browser · program
 //!     | PCM16, G.711 or Opus over a WebSocket
 //!     v
 //!  transport   speaks a wire, knows no model          http, websocket, auth

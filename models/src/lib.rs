@@ -13,7 +13,7 @@ pub mod decoder;
 mod device;
 pub mod encoder;
 mod error;
-pub mod kernels;
+mod kernels;
 pub mod kv;
 mod linear;
 pub mod mel;

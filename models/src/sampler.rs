@@ -2,9 +2,11 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
-/// How tokens are drawn.
-#[derive(Debug, Clone, PartialEq)]
+/// How tokens are drawn; `[sampling]` of a configuration.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Sampling {
     /// 0 means greedy.
     pub temperature: f32,
@@ -26,6 +28,11 @@ impl Default for Sampling {
 }
 
 impl Sampling {
+    /// For the `turn`-th turn of a session, which draws with seed + turn.
+    pub fn for_turn(&self, turn: u64) -> Self {
+        Self { seed: self.seed.wrapping_add(turn), ..self.clone() }
+    }
+
     /// The likeliest token always, nothing penalised.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 }

@@ -41,7 +41,7 @@ impl Schedule {
             if !self.receive(inbox) && self.live.is_empty() {
                 return;
             }
-            self.retire();
+            self.cancel(Live::is_cancelled);
             let ready = self.ready();
             if !ready.is_empty() {
                 self.step(&ready);
@@ -75,7 +75,7 @@ impl Schedule {
         match command {
             Command::Respond(job) => self.begin(*job),
             Command::Close(session) => {
-                self.end_where(|turn| turn.session == session, Finish::Cancelled);
+                self.cancel(|turn| turn.session == session);
                 self.slots.forget(session);
             }
         }
@@ -84,7 +84,7 @@ impl Schedule {
     fn begin(&mut self, job: Job) {
         let session = job.request.session;
         // A session has one turn at a time: the newer one wins, whatever order the cancel arrived in.
-        self.end_where(|turn| turn.session == session, Finish::Cancelled);
+        self.cancel(|turn| turn.session == session);
         let slot = self.slots.take(session).map(Ok).unwrap_or_else(|| self.empty());
         let begun = match slot {
             Ok(slot) => Live::begin(job, slot, &mut self.checkpoint),
@@ -108,34 +108,22 @@ impl Schedule {
         self.counter.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Ends the turns that are done or that nobody wants.
-    fn retire(&mut self) {
-        self.end_where(Live::is_cancelled, Finish::Cancelled);
-        while let Some(at) = self.live.iter().position(|t| t.finish.is_some()) {
-            let turn = self.live.swap_remove(at);
-            let finish = turn.finish.unwrap_or(Finish::Stop);
-            let (session, slot) = turn.end(finish);
-            self.slots.put(session, slot);
-            self.ended();
-        }
-    }
-
-    fn end_where(&mut self, which: impl Fn(&Live) -> bool, finish: Finish) {
+    /// Ends the turns that are done, and of the others those that match.
+    fn cancel(&mut self, which: impl Fn(&Live) -> bool) {
         for turn in &mut self.live {
             if turn.finish.is_none() && which(turn) {
-                turn.finish = Some(finish);
+                turn.finish = Some(Finish::Cancelled);
             }
         }
-        if self.live.iter().any(|t| t.finish == Some(Finish::Cancelled)) {
-            let (done, live) =
-                std::mem::take(&mut self.live).into_iter().partition(|t| t.finish == Some(Finish::Cancelled));
-            self.live = live;
-            let done: Vec<Live> = done;
-            for turn in done {
-                let (session, slot) = turn.end(Finish::Cancelled);
-                self.slots.put(session, slot);
-                self.ended();
-            }
+        let mut i = 0;
+        while i < self.live.len() {
+            let Some(finish) = self.live[i].finish else {
+                i += 1;
+                continue;
+            };
+            let (session, slot) = self.live.swap_remove(i).end(finish);
+            self.slots.put(session, slot);
+            self.ended();
         }
     }
 
@@ -163,23 +151,10 @@ impl Schedule {
                     rows.push((i, next));
                 }
                 Ok(None) => self.live[i].finish = Some(Finish::Stop),
-                Err(e) => failed.push((i, e)),
+                Err(e) => failed.push((i, e.to_string())),
             }
         }
-        if !rows.is_empty()
-            && let Err(e) = self.forward(&rows)
-        {
-            // Which of them is at fault is told by running each alone.
-            if rows.len() == 1 {
-                failed.push((rows[0].0, e));
-            } else {
-                for row in &rows {
-                    if let Err(e) = self.forward(std::slice::from_ref(row)) {
-                        failed.push((row.0, e));
-                    }
-                }
-            }
-        }
+        failed.extend(self.forward(&rows));
         failed.sort_unstable_by_key(|(i, _)| std::cmp::Reverse(*i));
         for (i, error) in failed {
             self.live.swap_remove(i).refuse(error);
@@ -187,9 +162,31 @@ impl Schedule {
         }
     }
 
-    fn forward(&mut self, rows: &[(usize, Tensor)]) -> Result<()> {
+    /// Puts these rows through the decoder and draws where a turn's rows are at an end; which turns failed, and why.
+    fn forward(&mut self, rows: &[(usize, Tensor)]) -> Vec<(usize, String)> {
+        let logits = match self.logits(rows) {
+            Ok(logits) => logits,
+            // Which of them is at fault is told by running each alone, as long as no cache has taken its rows yet.
+            Err(_) if rows.len() > 1 && rows.iter().all(|(i, _)| self.live[*i].slot.is_behind()) => {
+                return rows.chunks(1).flat_map(|row| self.forward(row)).collect();
+            }
+            Err(e) => return rows.iter().map(|(i, _)| (*i, e.to_string())).collect(),
+        };
+        let draw = |(i, mut logits): (usize, Vec<f32>)| {
+            let drawn = self.live[i].draw(&self.checkpoint, &mut logits);
+            drawn.err().map(|e| (i, e.to_string()))
+        };
+        logits.into_iter().filter_map(draw).collect()
+    }
+
+    /// One pass: the logits behind the last row of each turn that has no further rows waiting.
+    fn logits(&mut self, rows: &[(usize, Tensor)]) -> Result<Vec<(usize, Vec<f32>)>> {
         let tensors: Vec<&Tensor> = rows.iter().map(|(_, t)| t).collect();
-        let x = if tensors.len() == 1 { tensors[0].clone() } else { Tensor::cat(&tensors, 0)? };
+        let x = match tensors[..] {
+            [] => return Ok(Vec::new()),
+            [only] => only.clone(),
+            _ => Tensor::cat(&tensors, 0)?,
+        };
         let mut shares = Vec::with_capacity(rows.len());
         let mut next = rows.iter().peekable();
         for (i, turn) in self.live.iter_mut().enumerate() {
@@ -207,14 +204,11 @@ impl Schedule {
             }
         }
         if last.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let index: Vec<u32> = last.iter().map(|(_, row)| *row).collect();
         let picked = hidden.index_select(&Tensor::new(index, hidden.device())?, 0)?;
-        let mut logits = self.checkpoint.decoder.logits(&picked)?.to_vec2::<f32>()?;
-        for ((i, _), logits) in last.iter().zip(&mut logits) {
-            self.live[*i].draw(&self.checkpoint, logits)?;
-        }
-        Ok(())
+        let logits = self.checkpoint.decoder.logits(&picked)?.to_vec2::<f32>()?;
+        Ok(last.into_iter().map(|(i, _)| i).zip(logits).collect())
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn sound_hash(samples: &Arc<[f32]>) -> u64 {
     hasher.finish()
 }
 
-/// One session's prefix. `units` and `cache` always have the same length.
+/// One session's prefix. `units` and `cache` have the same length, but for rows that are on their way through the decoder.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub(super) cache: KvCache,
@@ -37,6 +37,11 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// Whether rows are on their way that the cache has not taken yet.
+    pub(super) fn is_behind(&self) -> bool {
+        self.cache.len() < self.units.len()
+    }
+
     /// Keeps what `wanted` begins with and forgets the rest; how much was kept.
     pub(super) fn reuse(&mut self, wanted: &[Unit]) -> usize {
         // The last token is always computed again: its logits are what the turn begins with.

@@ -56,8 +56,6 @@ pub(super) struct Live {
     tail: String,
     /// Words that are still to be written into the reasoning.
     words: Option<String>,
-    /// Whether they are to stand in a reasoning that is otherwise empty.
-    words_for_reply: bool,
     phase: Phase,
     since: Instant,
     usage: Usage,
@@ -67,7 +65,7 @@ pub(super) struct Live {
 
 impl Live {
     /// Renders and hears the request: all that comes before the decoder.
-    pub(super) fn begin(job: Job, mut slot: Slot, checkpoint: &mut Checkpoint) -> std::result::Result<Self, Refused> {
+    pub(super) fn begin(job: Job, slot: Slot, checkpoint: &mut Checkpoint) -> std::result::Result<Self, Refused> {
         let Job { request, events, cancel, since } = job;
         let begun = Instant::now();
         let turn = Self {
@@ -81,13 +79,12 @@ impl Live {
             detokenizer: Detokenizer::default(),
             tail: String::new(),
             words: None,
-            words_for_reply: false,
             phase: Phase::Prefill,
             since: begun,
             usage: Usage::default(),
             timings: Timings { queued: begun - since, ..Timings::default() },
             finish: None,
-            slot: Slot { words: std::mem::take(&mut slot.words), ..slot },
+            slot,
             request,
         };
         turn.prepare(checkpoint)
@@ -96,12 +93,10 @@ impl Live {
     fn prepare(mut self, checkpoint: &mut Checkpoint) -> std::result::Result<Self, Refused> {
         let Request { conversation, tools, thinking, .. } = &self.request;
         let mut pieces = checkpoint.format.render(conversation, tools, *thinking);
-        if *thinking == Thinking::Off
-            && checkpoint.words.is_some()
-            && pieces.iter().any(|p| matches!(p, Piece::Sound(_)))
-        {
-            // The reasoning is not quite empty: it will hold the words, once they are known.
-            self.words_for_reply = true;
+        let spoken = checkpoint.words.is_some() && pieces.iter().any(|p| matches!(p, Piece::Sound(_)));
+        // Without thinking, the words are all the reasoning there is: it is opened here, and closed once they are known.
+        let words_alone = spoken && *thinking == Thinking::Off;
+        if words_alone {
             pieces = checkpoint.format.render(conversation, tools, Thinking::On);
         }
         let units = match wanted(checkpoint, &pieces) {
@@ -119,7 +114,11 @@ impl Live {
         }
         let kept = self.slot.reuse(&units);
         self.usage.cached_tokens = kept;
-        match self.fill(checkpoint, &pieces, &units, kept) {
+        let mut filled = self.fill(checkpoint, &pieces, &units, kept);
+        if filled.is_ok() && words_alone {
+            filled = self.reason_in_words_alone(checkpoint);
+        }
+        match filled {
             Ok(()) => Ok(self),
             Err(e) => Err(self.refuse(e)),
         }
@@ -154,7 +153,7 @@ impl Live {
         if let Some(samples) = newest {
             self.listen(checkpoint, samples)?;
         }
-        self.open_reply(checkpoint)
+        Ok(())
     }
 
     /// Finds the newest sound's words, where the checkpoint has an ear for them.
@@ -177,11 +176,8 @@ impl Live {
         Ok(())
     }
 
-    /// Without thinking, the words are all the reasoning there is.
-    fn open_reply(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        if !self.words_for_reply {
-            return Ok(());
-        }
+    /// Writes the words and closes the reasoning.
+    fn reason_in_words_alone(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let words = self.words.take().unwrap_or_default();
         // The line break belongs to the words' last token, as in training: "?\n" is one token.
         let mut tokens = checkpoint.tokenizer.text(&format!("{WORDS} {words}\n"))?;
@@ -359,7 +355,7 @@ impl Live {
         Refused
     }
 
-    pub(super) fn refuse(self, error: hearken_models::Error) -> Refused {
+    pub(super) fn refuse(self, error: impl ToString) -> Refused {
         self.fail(EngineError::Model(error.to_string()))
     }
 

@@ -69,52 +69,58 @@ fn numbered(name: &str) -> Option<(usize, &str, &str)> {
     Some((layer.parse().ok()?, module, kind))
 }
 
-/// The encoder under the official Step-Audio names.
-pub(super) fn encoder(tensors: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+/// The tensors of one side (`encoder`, `decoder`) under other names: `top` names what belongs to no layer from its module and kind,
+/// `parts` the modules of a layer below `layers`, several where CTranslate2 has fused them. What gets no name is left out.
+fn renamed(
+    tensors: &HashMap<String, Tensor>,
+    side: &str,
+    top: impl Fn(&str, &str) -> String,
+    layers: &str,
+    parts: impl Fn(&str) -> &'static [&'static str],
+) -> Result<HashMap<String, Tensor>> {
     let mut out = HashMap::new();
     for (name, tensor) in tensors {
-        let Some(name) = name.strip_prefix("encoder/") else { continue };
-        let Some((layer, module, kind)) = numbered(name) else {
-            let name = match name.split_once('/') {
-                Some(("position_encodings", _)) => "positional_embedding.weight".into(),
-                Some(("layer_norm", kind)) => format!("after_norm.{}", plain(kind)),
-                _ => name.replace('/', "."),
-            };
-            out.insert(format!("encoder.{name}"), tensor.clone());
-            continue;
-        };
-        let split: &[&str] = match module {
-            "self_attention/layer_norm" => &["attn_ln"],
-            "self_attention/linear_0" => &["attn.query", "attn.key", "attn.value"],
-            "self_attention/linear_1" => &["attn.out"],
-            "ffn/layer_norm" => &["mlp_ln"],
-            "ffn/linear_0" => &["mlp.0"],
-            "ffn/linear_1" => &["mlp.2"],
-            _ => continue,
-        };
-        for (part, tensor) in split.iter().zip(tensor.chunk(split.len(), 0)?) {
-            out.insert(format!("encoder.blocks.{layer}.{part}.{}", plain(kind)), tensor);
+        let Some(name) = name.strip_prefix(side).and_then(|n| n.strip_prefix('/')) else { continue };
+        if let Some((layer, module, kind)) = numbered(name) {
+            let parts = parts(module);
+            for (part, tensor) in parts.iter().zip(tensor.chunk(parts.len().max(1), 0)?) {
+                out.insert(format!("{layers}.{layer}.{part}.{}", plain(kind)), tensor);
+            }
+        } else if let Some((module, kind)) = name.split_once('/') {
+            out.insert(top(module, plain(kind)), tensor.clone());
         }
     }
     Ok(out)
 }
 
+/// The encoder under the official Step-Audio names.
+pub(super) fn encoder(tensors: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    let top = |module: &str, kind: &str| match module {
+        "position_encodings" => "encoder.positional_embedding.weight".into(),
+        "layer_norm" => format!("encoder.after_norm.{kind}"),
+        _ => format!("encoder.{module}.{kind}"),
+    };
+    renamed(tensors, "encoder", top, "encoder.blocks", |module| match module {
+        "self_attention/layer_norm" => &["attn_ln"],
+        "self_attention/linear_0" => &["attn.query", "attn.key", "attn.value"],
+        "self_attention/linear_1" => &["attn.out"],
+        "ffn/layer_norm" => &["mlp_ln"],
+        "ffn/linear_0" => &["mlp.0"],
+        "ffn/linear_1" => &["mlp.2"],
+        _ => &[],
+    })
+}
+
 /// The whole model under the names that candle-transformers' Whisper looks for. Its encoder goes unused; the tensors are shared, not copied.
 pub(super) fn hugging_face(tensors: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
     let mut out = HashMap::new();
-    for (name, tensor) in tensors {
-        let Some((side, name)) = name.split_once('/') else { continue };
-        let Some((layer, module, kind)) = numbered(name) else {
-            let name = match name.split_once('/') {
-                Some(("embeddings", _)) => "embed_tokens.weight".into(),
-                Some(("position_encodings", _)) => "embed_positions.weight".into(),
-                Some((module, kind)) => format!("{module}.{}", plain(kind)),
-                None => continue,
-            };
-            out.insert(format!("model.{side}.{name}"), tensor.clone());
-            continue;
+    for side in ["encoder", "decoder"] {
+        let top = |module: &str, kind: &str| match module {
+            "embeddings" => format!("model.{side}.embed_tokens.weight"),
+            "position_encodings" => format!("model.{side}.embed_positions.weight"),
+            _ => format!("model.{side}.{module}.{kind}"),
         };
-        let split: &[&str] = match module {
+        out.extend(renamed(tensors, side, top, &format!("model.{side}.layers"), |module| match module {
             "self_attention/linear_0" => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
             "self_attention/linear_1" => &["self_attn.out_proj"],
             "self_attention/layer_norm" => &["self_attn_layer_norm"],
@@ -125,11 +131,8 @@ pub(super) fn hugging_face(tensors: &HashMap<String, Tensor>) -> Result<HashMap<
             "ffn/layer_norm" => &["final_layer_norm"],
             "ffn/linear_0" => &["fc1"],
             "ffn/linear_1" => &["fc2"],
-            _ => continue,
-        };
-        for (part, tensor) in split.iter().zip(tensor.chunk(split.len(), 0)?) {
-            out.insert(format!("model.{side}.layers.{layer}.{part}.{}", plain(kind)), tensor);
-        }
+            _ => &[],
+        })?);
     }
     Ok(out)
 }

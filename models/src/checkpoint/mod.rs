@@ -144,12 +144,12 @@ impl Checkpoint {
         };
         let config_path = directory.join("config.json");
         if !config_path.exists() && nano::is_base(directory) {
-            return nano::open(directory, options);
+            return nano::open(directory, None, options);
         }
         let config = Config::read(&config_path)?;
         match config.architectures.first().map(String::as_str) {
             Some("StepAudio2ForCausalLM") => Self::official(directory, gguf, &config, options),
-            Some("HearkenNano") => nano::open(directory, options),
+            Some("HearkenNano") => nano::open(directory, Some(config), options),
             other => Err(Error::file(&config_path, format!("describes {other:?}, not a StepAudio2ForCausalLM"))),
         }
     }

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use super::gguf::Gguf;
-use super::{Checkpoint, Config, Options, Words, ct2};
+use super::{Checkpoint, Config, Lora, Options, Words, ct2};
 use crate::device;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -30,31 +30,28 @@ pub(super) fn is_base(directory: &Path) -> bool {
     directory.join(WHISPER).exists() && directory.join(QWEN).exists()
 }
 
-/// A trained file of the directory, or the one built in.
-fn trained<'a>(directory: &Path, name: &str, built_in: &'a [u8]) -> Result<Cow<'a, [u8]>> {
-    let path = directory.join(name);
-    if !directory.join("config.json").exists() {
-        return Ok(Cow::Borrowed(built_in));
-    }
-    Ok(Cow::Owned(std::fs::read(&path).map_err(|e| Error::file(&path, e))?))
-}
-
-pub(super) fn open(directory: &Path, options: &Options) -> Result<Checkpoint> {
-    let own = directory.join("config.json");
-    let config = if own.exists() { Config::read(&own)? } else { Config::parse(CONFIG)? };
+/// Opens nano. A directory with a config of its `own` brings what is trained as well.
+pub(super) fn open(directory: &Path, own: Option<Config>, options: &Options) -> Result<Checkpoint> {
+    let trained = |name: &str, built_in: &'static [u8]| -> Result<Cow<'static, [u8]>> {
+        if own.is_none() {
+            return Ok(Cow::Borrowed(built_in));
+        }
+        let path = directory.join(name);
+        Ok(Cow::Owned(std::fs::read(&path).map_err(|e| Error::file(&path, e))?))
+    };
+    let adaptor = trained("adaptor.safetensors", ADAPTOR)?;
+    let lora = trained("lora.safetensors", LORA);
+    let config = own.map_or_else(|| Config::parse(CONFIG), Ok)?;
     let whisper = ct2::read(&directory.join(WHISPER))?;
     let gguf = Gguf::open(&directory.join(QWEN))?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     let mut weights = Weights::new(&options.device, device::dtype(&options.device));
     weights.add_tensors(ct2::encoder(&whisper)?);
-    weights.add_safetensors_bytes(
-        Path::new("adaptor.safetensors"),
-        &trained(directory, "adaptor.safetensors", ADAPTOR)?,
-    )?;
+    weights.add_safetensors_bytes(Path::new("adaptor.safetensors"), &adaptor)?;
     weights.add_gguf(gguf);
     let mut checkpoint = Checkpoint::assemble("nano".into(), &weights, &config, tokenizer)?;
-    if let Some(lora) = config.lora {
-        update(&mut checkpoint, &weights, &trained(directory, "lora.safetensors", LORA)?, lora.scale)?;
+    if let Some(Lora { scale }) = config.lora {
+        update(&mut checkpoint, &weights, &lora?, scale)?;
     }
     if options.words && config.words == Words::Beside {
         let tensors = ct2::hugging_face(&whisper)?;

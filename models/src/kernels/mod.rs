@@ -2,7 +2,7 @@
 //!
 //! All GGUF types are repacked at load into one form ([`QMatrix`]): signed 8-bit integers with an f32 scale per 16 or 32 of them and, for
 //! the K types with a minimum, an f32 minimum per 32. The repacking is exact: the integers are the file's own, the scales its products.
-//! Activations are quantised per 32 values of a row (`Activations`), each row by itself, so that a row's result never depends on the
+//! Activations are quantised per 32 values of a row ([`Activations`]), each row by itself, so that a row's result never depends on the
 //! rows beside it (invariant I4).
 
 mod repack;
@@ -24,7 +24,7 @@ const BLOCK: usize = 32;
 const ROWS: usize = 16;
 
 /// A quantised weight matrix `[rows, cols]`, ready for the kernels.
-pub struct QMatrix {
+pub(crate) struct QMatrix {
     rows: usize,
     cols: usize,
     /// `rows × cols` integers.
@@ -43,7 +43,7 @@ impl std::fmt::Debug for QMatrix {
 
 /// The instruction sets that kernels are written for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
+pub(crate) enum Level {
     /// Plain Rust.
     Portable,
     /// AVX2 with FMA.
@@ -52,7 +52,7 @@ pub enum Level {
 
 impl Level {
     /// The best this machine has.
-    pub fn best() -> Self {
+    fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             return Self::Avx2;
@@ -120,7 +120,7 @@ struct Weight<'a> {
 
 impl QMatrix {
     /// Rows and columns.
-    pub fn shape(&self) -> (usize, usize) {
+    pub(crate) fn shape(&self) -> (usize, usize) {
         (self.rows, self.cols)
     }
 
@@ -147,7 +147,7 @@ impl QMatrix {
     ///
     /// # Panics
     /// If `x` is not a whole number of rows: the caller has checked its shape.
-    pub fn product(&self, x: &[f32], level: Level) -> Vec<f32> {
+    fn product(&self, x: &[f32], level: Level) -> Vec<f32> {
         assert_eq!(x.len() % self.cols, 0, "activations are whole rows");
         let acts = Activations::new(x, self.cols);
         let n = acts.rows;
@@ -176,44 +176,43 @@ impl QMatrix {
     fn stripe(&self, first: usize, acts: &Activations, out: &mut [f32], level: Level) {
         let n = acts.rows;
         let rows = out.len() / n;
-        let mut put = |r: usize, c: usize, value: f32| {
-            let minima = self.row(first + r).minima;
-            out[r * n + c] = if minima.is_empty() { value } else { value - minimum(minima, acts.row(c).sums) };
-        };
-        let (mut c, mut r);
-        r = 0;
-        while r < rows {
-            c = 0;
-            let high = if rows - r >= 2 { 2 } else { 1 };
+        for r in (0..rows).step_by(2) {
+            let out = &mut out[r * n..];
+            let mut c = 0;
             while c < n {
-                let wide = if n - c >= 4 { 4 } else { 1 };
-                let weight = |i: usize| self.row(first + r + i);
-                let row = |i: usize| acts.row(c + i);
-                match level {
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: `Level::Avx2` is only made where the processor has AVX2 and FMA.
-                    Level::Avx2 => unsafe {
-                        let mut each = |i: usize, values: &[f32]| {
-                            values.iter().enumerate().for_each(|(j, v)| put(r + i, c + j, *v))
-                        };
-                        match (high, wide) {
-                            (2, 4) => x86::tile([weight(0), weight(1)], [row(0), row(1), row(2), row(3)])
-                                .iter()
-                                .enumerate()
-                                .for_each(|(i, v)| each(i, v)),
-                            (2, _) => x86::tile([weight(0), weight(1)], [row(0)])
-                                .iter()
-                                .enumerate()
-                                .for_each(|(i, v)| each(i, v)),
-                            (_, 4) => each(0, &x86::tile([weight(0)], [row(0), row(1), row(2), row(3)])[0]),
-                            _ => each(0, &x86::tile([weight(0)], [row(0)])[0]),
-                        }
-                    },
-                    _ => (0..high).for_each(|i| (0..wide).for_each(|j| put(r + i, c + j, dot(weight(i), row(j))))),
+                match (rows - r >= 2, n - c >= 4) {
+                    (true, true) => self.tile::<2, 4>(first + r, c, acts, out, level),
+                    (true, false) => self.tile::<2, 1>(first + r, c, acts, out, level),
+                    (false, true) => self.tile::<1, 4>(first + r, c, acts, out, level),
+                    (false, false) => self.tile::<1, 1>(first + r, c, acts, out, level),
                 }
-                c += wide;
+                c += if n - c >= 4 { 4 } else { 1 };
             }
-            r += high;
+        }
+    }
+
+    /// Weight rows `r..r + R` against activation rows `c..c + C`, written to columns `c..` of the first R rows of `out`.
+    fn tile<const R: usize, const C: usize>(
+        &self,
+        r: usize,
+        c: usize,
+        acts: &Activations,
+        out: &mut [f32],
+        level: Level,
+    ) {
+        let weights: [Weight<'_>; R] = std::array::from_fn(|i| self.row(r + i));
+        let rows: [Row<'_>; C] = std::array::from_fn(|j| acts.row(c + j));
+        let sums = match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Level::Avx2` is only made where the processor has AVX2 and FMA.
+            Level::Avx2 => unsafe { x86::tile(weights, rows) },
+            _ => weights.map(|w| rows.map(|x| dot(w, x))),
+        };
+        for (i, (sums, weight)) in sums.iter().zip(weights).enumerate() {
+            for (j, (sum, row)) in sums.iter().zip(rows).enumerate() {
+                let minimum = if weight.minima.is_empty() { 0.0 } else { minimum(weight.minima, row.sums) };
+                out[i * acts.rows + c + j] = sum - minimum;
+            }
         }
     }
 }
