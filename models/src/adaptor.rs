@@ -21,6 +21,10 @@ pub struct Adaptor {
     out: usize,
 }
 
+/// The frame before the next ones; none at a segment's beginning.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Carry(Option<Tensor>);
+
 impl Adaptor {
     pub(crate) fn load(weights: &Weights, config: &Config) -> Result<Self> {
         let d = config.n_audio_state;
@@ -42,7 +46,27 @@ impl Adaptor {
         if frames.dim(0)? == 0 {
             return Ok(Tensor::zeros((0, self.out), frames.dtype(), frames.device())?);
         }
-        let x = frames.t()?.unsqueeze(0)?.contiguous()?.conv1d(&self.weight, self.padding, self.stride, 1, 1)?;
+        self.convolved(frames, self.padding)
+    }
+
+    /// The next frames of a segment, an even number of them unless they are its last. Kernel 3 and stride 2 only.
+    pub(crate) fn next(&self, frames: &Tensor, carry: &mut Carry) -> Result<Tensor> {
+        let (n, state) = frames.dims2()?;
+        if n == 0 {
+            return self.forward(frames);
+        }
+        let zero = || Tensor::zeros((1, state), frames.dtype(), frames.device());
+        let before = carry.0.take().map_or_else(zero, Ok)?;
+        carry.0 = Some(frames.narrow(0, n - 1, 1)?);
+        let mut seen = vec![before, frames.clone()];
+        if n % 2 == 1 {
+            seen.push(zero()?);
+        }
+        self.convolved(&Tensor::cat(&seen, 0)?, 0)
+    }
+
+    fn convolved(&self, frames: &Tensor, padding: usize) -> Result<Tensor> {
+        let x = frames.t()?.unsqueeze(0)?.contiguous()?.conv1d(&self.weight, padding, self.stride, 1, 1)?;
         let x = x.broadcast_add(&self.bias)?.gelu_erf()?.squeeze(0)?.t()?.contiguous()?;
         Ok(self.linear2.forward(&self.linear1.forward(&x)?.relu()?)?)
     }

@@ -1,7 +1,7 @@
 //! The audio encoder: Whisper's, as Qwen2-Audio and Step-Audio use it. 100 mel frames a second in, 25 vectors a second out.
 //!
 //! Source: MODEL "Front end, exactly"; transformers `Qwen2AudioEncoder`; step-audio2 1.0.0. Two convolutions (the second halves the rate),
-//! learned positions, pre-norm blocks with full attention over a segment, average pool by 2, layer norm.
+//! learned positions, pre-norm layers that attend to the whole segment or block by block (crate::ear), average pool by 2, layer norm.
 
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax_last_dim;
@@ -65,6 +65,23 @@ struct Block {
     heads: usize,
 }
 
+/// Keys and values `[1, heads, positions, head]`.
+type Kv = (Tensor, Tensor);
+
+/// Where a segment is that is encoded block by block.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Past {
+    layers: Vec<Option<Kv>>,
+    positions: usize,
+}
+
+impl Past {
+    /// Positions encoded so far.
+    pub(crate) fn positions(&self) -> usize {
+        self.positions
+    }
+}
+
 /// The encoder's weights.
 #[derive(Debug)]
 pub struct Encoder {
@@ -110,8 +127,7 @@ impl Encoder {
         }
         let (device, dtype) = (self.positions.device(), self.positions.dtype());
         if longest == 0 {
-            let empty = Tensor::zeros((0, self.state), dtype, device)?;
-            return Ok(vec![empty; mels.len()]);
+            return Ok(vec![self.nothing()?; mels.len()]);
         }
         let frames = mels.iter().map(|(mel, _)| mel.frames).max().unwrap_or(0);
         let rows = mels.iter().map(|(mel, _)| {
@@ -119,16 +135,48 @@ impl Encoder {
             mel_tensor.pad_with_zeros(1, 0, frames - mel.frames)
         });
         let x = Tensor::stack(&rows.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
-        let x = conv(&x, &self.conv1, 1)?;
-        let x = conv(&x, &self.conv2, 2)?;
+        let x = conv(&x, &self.conv1, 1, 1)?;
+        let x = conv(&x, &self.conv2, 2, 1)?;
         let x = x.narrow(2, 0, longest)?.transpose(1, 2)?.contiguous()?;
         let mut x = x.broadcast_add(&self.positions.narrow(0, 0, longest)?)?;
         let mask = key_mask(mels, longest, &x)?;
         for block in &self.blocks {
-            x = block.forward(&x, mask.as_ref())?;
+            x = block.forward(&x, mask.as_ref(), None)?;
         }
         let cut = |(i, (_, valid)): (usize, &(Mel, usize))| Ok(x.get(i)?.narrow(0, 0, *valid)?);
         mels.iter().enumerate().map(cut).collect()
+    }
+
+    /// Hidden states `[positions, state]` of a segment's next positions, which see each other and up to `left` positions before them.
+    ///
+    /// `mel` has the frames from two before the first position's own (as far as there are any) to one behind the last one's.
+    ///
+    /// # Errors
+    /// More positions than the encoder has.
+    pub(crate) fn block(&self, mel: &Mel, positions: usize, past: &mut Past, left: usize) -> Result<Tensor> {
+        let (first, end) = (past.positions, past.positions + positions);
+        if end > self.context {
+            return Err(Error::Input(format!("a segment of {end} positions; the encoder has {}", self.context)));
+        }
+        let (device, dtype) = (self.positions.device(), self.positions.dtype());
+        let x = Tensor::from_slice(&mel.data, (1, mel.n_mels, mel.frames), device)?.to_dtype(dtype)?;
+        // At a segment's beginning each convolution sees a zero where nothing was; later, what was.
+        let edge = |x: Tensor| if first == 0 { x.pad_with_zeros(2, 1, 0) } else { Ok(x) };
+        let x = conv(&edge(x)?, &self.conv1, 1, 0)?;
+        let x = conv(&edge(x)?, &self.conv2, 2, 0)?;
+        let x = x.transpose(1, 2)?.contiguous()?;
+        let mut x = x.broadcast_add(&self.positions.narrow(0, first, positions)?)?;
+        past.layers.resize_with(self.blocks.len(), || None);
+        for (block, cached) in self.blocks.iter().zip(&mut past.layers) {
+            x = block.forward(&x, None, Some((cached, left)))?;
+        }
+        past.positions = end;
+        Ok(x.squeeze(0)?)
+    }
+
+    /// Hidden states of nothing.
+    pub(crate) fn nothing(&self) -> Result<Tensor> {
+        Ok(Tensor::zeros((0, self.state), self.positions.dtype(), self.positions.device())?)
     }
 
     /// Pools hidden states by 2 and normalises them: `[valid / 2, state]` at 25 Hz. An odd last position is dropped.
@@ -163,15 +211,26 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    /// `cached` are the keys and values before `x`; the last so many positions of them and its own are kept for what follows.
+    fn forward(&self, x: &Tensor, mask: Option<&Tensor>, cached: Option<(&mut Option<Kv>, usize)>) -> Result<Tensor> {
         let (batch, frames, state) = x.dims3()?;
         let heard = self.attn_ln.forward(x)?.reshape((batch * frames, state))?;
         let scale = (state as f64 / self.heads as f64).powf(-0.25);
         let split =
             |y: Tensor| y.reshape((batch, frames, self.heads, state / self.heads))?.transpose(1, 2)?.contiguous();
         let q = split((self.query.forward(&heard)? * scale)?)?;
-        let k = split((self.key.forward(&heard)? * scale)?)?;
-        let v = split(self.value.forward(&heard)?)?;
+        let mut k = split((self.key.forward(&heard)? * scale)?)?;
+        let mut v = split(self.value.forward(&heard)?)?;
+        if let Some((cached, left)) = cached {
+            if let Some((before_k, before_v)) = cached.take() {
+                (k, v) = (Tensor::cat(&[&before_k, &k], 2)?, Tensor::cat(&[&before_v, &v], 2)?);
+            }
+            let all = k.dim(2)?;
+            let kept = all.min(left);
+            // A copy, so that what is older goes.
+            let last = |y: &Tensor| y.narrow(2, all - kept, kept)?.copy();
+            *cached = if kept == 0 { None } else { Some((last(&k)?, last(&v)?)) };
+        }
         let mut scores = q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?;
         if let Some(mask) = mask {
             scores = scores.broadcast_add(mask)?;
@@ -196,8 +255,8 @@ fn key_mask(mels: &[(Mel, usize)], longest: usize, like: &Tensor) -> Result<Opti
     Ok(Some(mask.to_dtype(like.dtype())?))
 }
 
-fn conv(x: &Tensor, (weight, bias): &(Tensor, Tensor), stride: usize) -> Result<Tensor> {
-    Ok(x.conv1d(weight, 1, stride, 1, 1)?.broadcast_add(bias)?.gelu_erf()?)
+fn conv(x: &Tensor, (weight, bias): &(Tensor, Tensor), stride: usize, padding: usize) -> Result<Tensor> {
+    Ok(x.conv1d(weight, padding, stride, 1, 1)?.broadcast_add(bias)?.gelu_erf()?)
 }
 
 /// Layer norm with Whisper's epsilon.

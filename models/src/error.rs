@@ -31,6 +31,12 @@ pub enum Error {
     /// An input is outside what the model can take.
     #[error("input: {0}")]
     Input(String),
+    /// The KV pool has no block left that nobody holds.
+    #[error("the KV pool is full: all {blocks} blocks are in use")]
+    KvFull {
+        /// All there are.
+        blocks: usize,
+    },
     /// candle failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -11,6 +11,7 @@ pub mod adaptor;
 pub mod checkpoint;
 pub mod decoder;
 mod device;
+pub mod ear;
 pub mod encoder;
 mod error;
 mod kernels;

@@ -4,6 +4,7 @@
 //! centred with reflect padding, last frame dropped; Slaney mel filters; log10 clamped at 1e-10 and at 8 below the segment's maximum.
 
 use std::f32::consts::PI;
+use std::ops::Range;
 use std::sync::Arc;
 
 use realfft::{RealFftPlanner, RealToComplex};
@@ -61,16 +62,32 @@ impl LogMel {
     /// Features of `samples` followed by zeros up to `length` samples in all, as Whisper's own decoder was trained on (30 s).
     pub fn padded(&self, samples: &[f32], length: usize) -> Mel {
         let length = length.max(samples.len());
-        let frames = length / HOP;
-        let mut data = vec![0f32; self.n_mels * frames];
+        let sample = |at: usize| samples.get(reflect_right(at, length)).copied().unwrap_or(0.0);
+        let mut mel = self.logarithms(0..length / HOP, sample);
+        let peak = mel.data.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        mel.scale(peak);
+        mel
+    }
+
+    /// Features of some frames of a segment that is still growing, with a constant in place of its maximum. `sample` gives the samples by
+    /// their place in the segment, zeros past its end.
+    pub(crate) fn constant(&self, frames: Range<usize>, sample: impl Fn(usize) -> f32, peak: f32) -> Mel {
+        let mut mel = self.logarithms(frames, sample);
+        mel.scale(peak);
+        mel
+    }
+
+    /// log10 of each frame's energies, at least −10.
+    fn logarithms(&self, frames: Range<usize>, sample: impl Fn(usize) -> f32) -> Mel {
+        let count = frames.len();
+        let mut data = vec![0f32; self.n_mels * count];
         let mut scratch = self.fft.make_scratch_vec();
         let (mut frame, mut lines) = (vec![0f32; N_FFT], self.fft.make_output_vec());
         let mut power = [0f32; BINS];
-        let mut peak = f32::NEG_INFINITY;
-        for t in 0..frames {
+        for (column, t) in frames.enumerate() {
             for (i, (x, w)) in frame.iter_mut().zip(&self.window).enumerate() {
-                let at = reflect((t * HOP + i) as isize - (N_FFT / 2) as isize, length);
-                *x = w * samples.get(at).copied().unwrap_or(0.0);
+                // Mirrored left of the segment; its first sample is not repeated.
+                *x = w * sample((t * HOP + i).abs_diff(N_FFT / 2));
             }
             self.fft.process_with_scratch(&mut frame, &mut lines, &mut scratch).expect("buffers come from the plan");
             for (p, c) in power.iter_mut().zip(&lines) {
@@ -79,23 +96,26 @@ impl LogMel {
             for (m, (start, weights)) in self.filters.iter().enumerate() {
                 let energy: f32 = weights.iter().zip(&power[*start..]).map(|(w, p)| w * p).sum();
                 // A NaN sample counts as silence: `max` returns its other operand.
-                let log = energy.max(1e-10).log10();
-                data[m * frames + t] = log;
-                peak = peak.max(log);
+                data[m * count + column] = energy.max(1e-10).log10();
             }
         }
-        for x in &mut data {
-            *x = (x.max(peak - 8.0) + 4.0) / 4.0;
-        }
-        Mel { data, n_mels: self.n_mels, frames }
+        Mel { data, n_mels: self.n_mels, frames: count }
     }
 }
 
-/// Index of a sample left or right of the signal, mirrored at its ends (the end sample is not repeated).
-fn reflect(at: isize, length: usize) -> usize {
-    let last = length as isize - 1;
-    let at = if at < 0 { -at } else { at };
-    (if at > last { 2 * last - at } else { at }).max(0) as usize
+impl Mel {
+    /// Nothing counts that lies more than 8 below the maximum; about −1..1.5 comes out.
+    fn scale(&mut self, peak: f32) {
+        for x in &mut self.data {
+            *x = (x.max(peak - 8.0) + 4.0) / 4.0;
+        }
+    }
+}
+
+/// Index of a sample right of the signal, mirrored at its end (the last one is not repeated).
+fn reflect_right(at: usize, length: usize) -> usize {
+    let last = length.saturating_sub(1);
+    if at > last { (2 * last).saturating_sub(at) } else { at }
 }
 
 /// Slaney-style mel filterbank with Slaney area norm, 0 to 8 kHz (librosa's default, which Whisper stores).

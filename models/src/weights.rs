@@ -85,6 +85,11 @@ impl Weights {
         self.stored(name)?.dims1().map_err(|e| Error::tensor(name, e))
     }
 
+    /// A matrix's shape, where the config does not tell it.
+    pub(crate) fn shape2(&self, name: &str) -> Result<(usize, usize)> {
+        self.stored(name)?.dims2().map_err(|e| Error::tensor(name, e))
+    }
+
     /// A dense tensor of exactly `shape`, all of it finite.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         let tensor = self.stored(name)?;

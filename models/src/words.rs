@@ -1,18 +1,23 @@
-//! nano's second ear: Whisper's own text decoder on the encoder's output.
+//! nano's second ear: Whisper's own text decoder on the encoder's output, while the sound is still coming in.
 //!
 //! A crutch, meant to be outgrown: it hears words only. The Step-Audio checkpoints have none. Source: OpenAI Whisper `decoding.py` (greedy,
-//! no timestamps, `suppress_tokens`, no-speech probability), faster-whisper's defaults.
+//! no timestamps, `suppress_tokens`, no-speech probability), faster-whisper's defaults. Streaming: LocalAgreement-2 (Liu et al. 2020;
+//! whisper_streaming): what two guesses in a row begin with is committed, word by word, and never taken back. Keys and values of committed
+//! words and of final sound are kept, so that a guess costs what is new.
 
-use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
-use candle_core::{D, DType, Device, IndexOp, Tensor};
-use candle_nn::VarBuilder;
-use candle_transformers::models::whisper::Config;
-use candle_transformers::models::whisper::model::{TextDecoder, Whisper};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::ops::{log_softmax, softmax, softmax_last_dim};
+use candle_nn::{LayerNorm, Module};
 
 use crate::encoder;
+use crate::kernels;
+use crate::linear::{Linear, Matrix};
 use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// Tokens a second that no speaker exceeds; more is a loop.
@@ -21,6 +26,8 @@ const TOKENS_A_SECOND: usize = 8;
 /// in two seconds of silence has 0.91 and −0.75, the clips of tests/audio all have less than 0.05 and more than −0.2.
 const NO_SPEECH: f32 = 0.6;
 const UNSURE: f32 = -0.5;
+/// A space alone, which Whisper never begins with.
+const BLANK: u32 = 220;
 /// Symbols that are no speech, from the checkpoint's `suppress_ids`: brackets, notes, dashes at a start and their like.
 const SYMBOLS: [u32; 82] = [
     1, 2, 7, 8, 9, 10, 14, 25, 26, 27, 28, 29, 31, 58, 59, 60, 61, 62, 63, 90, 91, 92, 93, 359, 503, 522, 542, 873,
@@ -30,9 +37,35 @@ const SYMBOLS: [u32; 82] = [
     50254,
 ];
 
+/// Keys and values of one attention, `[heads, tokens, head]`.
+type Kv = (Tensor, Tensor);
+
+#[derive(Debug)]
+struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    out: Linear,
+    norm: LayerNorm,
+    heads: usize,
+}
+
+#[derive(Debug)]
+struct Layer {
+    own: Attention,
+    sound: Attention,
+    up: Linear,
+    down: Linear,
+    norm: LayerNorm,
+}
+
 /// The word ear.
+#[derive(Debug)]
 pub struct WordEar {
-    decoder: TextDecoder,
+    embedding: Matrix,
+    positions: Tensor,
+    layers: Vec<Layer>,
+    norm: LayerNorm,
     tokenizer: Tokenizer,
     prompt: [u32; 4],
     end: u32,
@@ -43,97 +76,290 @@ pub struct WordEar {
     device: Device,
 }
 
-impl std::fmt::Debug for WordEar {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("WordEar").finish_non_exhaustive()
+/// The words of one segment as far as they are known.
+#[derive(Debug, Clone, Default)]
+pub struct Words {
+    /// Of each layer, for the final sound.
+    sound: Vec<Kv>,
+    frames: usize,
+    /// Of each layer, for the prompt and all committed tokens but the last.
+    past: Vec<Kv>,
+    committed: Vec<u32>,
+    /// What the last guess had behind them.
+    before: Vec<u32>,
+}
+
+/// One reading of a segment, from its committed words on. Made token by token, so that its maker can do other things between.
+#[derive(Debug)]
+pub struct Guess {
+    sound: Vec<Kv>,
+    past: Vec<Kv>,
+    /// Prompt, committed and guessed tokens.
+    ids: Vec<u32>,
+    /// How many of them are in `past`.
+    done: usize,
+    /// How many are not guessed.
+    given: usize,
+    limit: usize,
+    /// Log probability of all guessed tokens together.
+    sum: f32,
+    silence: f32,
+}
+
+/// What a guess brought.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// Committed by it: to be put behind what was committed before.
+    pub committed: String,
+    /// What seems to follow.
+    pub tentative: String,
+}
+
+impl Attention {
+    fn load(weights: &Weights, name: &str, norm: &str, d: usize, heads: usize) -> Result<Self> {
+        let linear = |part: &str, bias| linear(weights, &format!("{name}.{part}"), d, d, bias);
+        Ok(Self {
+            query: linear("q_proj", true)?,
+            key: linear("k_proj", false)?,
+            value: linear("v_proj", true)?,
+            out: linear("out_proj", true)?,
+            norm: layer_norm(weights, norm, d)?,
+            heads,
+        })
+    }
+
+    /// `x [n, d]` to `[heads, n, head]`.
+    fn split(&self, x: &Tensor) -> Result<Tensor> {
+        let (n, d) = x.dims2()?;
+        Ok(x.reshape((n, self.heads, d / self.heads))?.transpose(0, 1)?.contiguous()?)
+    }
+
+    fn keys_and_values(&self, x: &Tensor) -> Result<Kv> {
+        Ok((self.split(&self.key.forward(x)?)?, self.split(&self.value.forward(x)?)?))
+    }
+
+    /// Normalised `x [n, d]` over `kv`; `causal`: the last n of them are its own.
+    fn attend(&self, x: &Tensor, (k, v): &Kv, causal: bool) -> Result<Tensor> {
+        let (n, d) = x.dims2()?;
+        let q = (self.split(&self.query.forward(x)?)? * ((d / self.heads) as f64).powf(-0.5))?;
+        let mut scores = q.matmul(&k.transpose(D::Minus2, D::Minus1)?)?;
+        if causal && n > 1 {
+            let all = k.dim(1)?;
+            let seen = |i: usize| (0..all).map(move |j| if j + n <= all + i { 0f32 } else { f32::NEG_INFINITY });
+            let mask = Tensor::from_iter((0..n).flat_map(seen), x.device())?.reshape((1, n, all))?;
+            scores = scores.broadcast_add(&mask)?;
+        }
+        let mixed = softmax_last_dim(&scores)?.matmul(v)?.transpose(0, 1)?.reshape((n, d))?;
+        Ok(self.out.forward(&mixed)?)
     }
 }
 
 impl WordEar {
     /// From tensors under Hugging Face's names and Whisper's tokenizer.
-    pub(crate) fn load(
-        tensors: HashMap<String, Tensor>,
-        tokenizer: &Path,
-        config: &encoder::Config,
-        device: &Device,
-    ) -> Result<Self> {
+    pub(crate) fn load(weights: &Weights, tokenizer: &Path, config: &encoder::Config) -> Result<Self> {
         let tokenizer = Tokenizer::from_file(tokenizer)?;
         let id = |token: &str| tokenizer.id(token).ok_or_else(|| Error::Tokenizer(format!("Whisper's lacks {token}")));
-        let table = tensors.get("model.decoder.embed_tokens.weight");
-        let vocab = table.ok_or_else(|| Error::tensor("decoder/embeddings", "is missing"))?.dim(0)?;
-        let positions = tensors.get("model.decoder.embed_positions.weight");
-        let context = positions.ok_or_else(|| Error::tensor("decoder/position_encodings", "is missing"))?.dim(0)?;
-        let shape = Config {
-            num_mel_bins: config.n_mels,
-            max_source_positions: config.n_audio_ctx,
-            d_model: config.n_audio_state,
-            encoder_attention_heads: config.n_audio_head,
-            encoder_layers: config.n_audio_layer,
-            vocab_size: vocab,
-            max_target_positions: context,
-            decoder_attention_heads: config.n_audio_head,
-            decoder_layers: config.n_audio_layer,
-            suppress_tokens: Vec::new(),
+        let (d, heads) = (config.n_audio_state, config.n_audio_head);
+        let (vocab, _) = weights.shape2("model.decoder.embed_tokens.weight")?;
+        let (context, _) = weights.shape2("model.decoder.embed_positions.weight")?;
+        let layer = |n: usize| -> Result<Layer> {
+            let name = |part: &str| format!("model.decoder.layers.{n}.{part}");
+            let attention =
+                |part: &str| Attention::load(weights, &name(part), &name(&format!("{part}_layer_norm")), d, heads);
+            Ok(Layer {
+                own: attention("self_attn")?,
+                sound: attention("encoder_attn")?,
+                up: linear(weights, &name("fc1"), 4 * d, d, true)?,
+                down: linear(weights, &name("fc2"), d, 4 * d, true)?,
+                norm: layer_norm(weights, &name("final_layer_norm"), d)?,
+            })
         };
-        let whisper = Whisper::load(&VarBuilder::from_tensors(tensors, DType::F32, device), shape)?;
         let end = id("<|endoftext|>")?;
         let silent = |i: u32| i > end || SYMBOLS.contains(&i);
         let suppress = (0..vocab as u32).map(|i| if silent(i) { f32::NEG_INFINITY } else { 0.0 });
+        let no_speech = id("<|nospeech|>").or_else(|_| id("<|nocaptions|>"))?;
+        if [end, no_speech, BLANK].into_iter().any(|id| id as usize >= vocab) {
+            return Err(Error::Tokenizer(format!("Whisper's has ids beyond its decoder's {vocab}")));
+        }
         Ok(Self {
-            decoder: whisper.decoder,
+            embedding: eight_bit(weights.tensor("model.decoder.embed_tokens.weight", &[vocab, d])?)?,
+            positions: weights.tensor("model.decoder.embed_positions.weight", &[context, d])?,
+            layers: (0..config.n_audio_layer).map(layer).collect::<Result<_>>()?,
+            norm: layer_norm(weights, "model.decoder.layer_norm", d)?,
             prompt: [id("<|startoftranscript|>")?, id("<|en|>")?, id("<|transcribe|>")?, id("<|notimestamps|>")?],
             end,
-            no_speech: id("<|nospeech|>").or_else(|_| id("<|nocaptions|>"))?,
-            suppress: Tensor::from_iter(suppress, device)?,
+            no_speech,
+            suppress: Tensor::from_iter(suppress, weights.device())?,
             tokenizer,
             context,
-            device: device.clone(),
+            device: weights.device().clone(),
         })
     }
 
-    /// The words of one segment from its normalised hidden states `[frames, state]` at 50 Hz; empty when nobody speaks.
+    /// Takes normalised hidden states `[frames, state]` at 50 Hz that are final.
     ///
-    /// `keep_on` is asked before each token: `false` ends the listening and gives what there is.
-    pub fn words(&mut self, hidden: &Tensor, mut keep_on: impl FnMut() -> bool) -> Result<String> {
-        let frames = hidden.dim(0)?;
-        if frames == 0 {
-            return Ok(String::new());
-        }
-        let sound = hidden.to_dtype(DType::F32)?.unsqueeze(0)?.contiguous()?;
-        let limit = (self.context / 2).min(8 + frames * TOKENS_A_SECOND / 50);
-        let mut ids = self.prompt.to_vec();
-        let mut sum = 0f32;
-        let mut silence = 0f32;
-        self.decoder.reset_kv_cache();
-        while ids.len() < self.prompt.len() + limit && keep_on() {
-            let x = Tensor::new(ids.as_slice(), &self.device)?.unsqueeze(0)?;
-            let first = ids.len() == self.prompt.len();
-            let y = self.decoder.forward(&x, &sound, first)?;
-            if first {
-                // How likely Whisper thinks silence is stands behind the very first token of the prompt.
-                let start = self.decoder.final_linear(&y.i((..1, ..1))?)?.i((0, 0))?;
-                silence = candle_nn::ops::softmax(&start, D::Minus1)?.i(self.no_speech as usize)?.to_scalar()?;
-            }
-            let last = y.i((..1, ids.len() - 1..))?;
-            let logits = (self.decoder.final_linear(&last)?.i((0, 0))? + &self.suppress)?;
-            let logits = candle_nn::ops::log_softmax(&logits, D::Minus1)?.to_vec1::<f32>()?;
-            let allowed = logits.iter().enumerate().filter(|(i, _)| !first || (*i as u32 != self.end && *i != 220));
-            let Some((best, logprob)) = allowed.max_by(|a, b| a.1.total_cmp(b.1)) else { break };
-            sum += logprob;
-            if best as u32 == self.end {
-                break;
-            }
-            ids.push(best as u32);
-            if loops(&ids[self.prompt.len()..]) {
-                break;
-            }
-        }
-        let written = &ids[self.prompt.len()..];
-        if silence > NO_SPEECH && sum / (written.len() + 1) as f32 <= UNSURE {
-            return Ok(String::new());
-        }
-        Ok(self.tokenizer.decode(written)?.trim().to_owned())
+    /// # Errors
+    /// candle's.
+    pub fn hear(&self, words: &mut Words, hidden: &Tensor) -> Result<()> {
+        words.sound = self.with(&words.sound, hidden)?;
+        words.frames += hidden.dim(0)?;
+        Ok(())
     }
+
+    /// Keys and values of the sound with more of it.
+    fn with(&self, sound: &[Kv], hidden: &Tensor) -> Result<Vec<Kv>> {
+        if hidden.dim(0)? == 0 {
+            return Ok(sound.to_vec());
+        }
+        let hidden = hidden.to_dtype(DType::F32)?;
+        let layers = self.layers.iter().enumerate();
+        layers.map(|(n, layer)| joined(sound.get(n), layer.sound.keys_and_values(&hidden)?)).collect()
+    }
+
+    /// Begins to read a segment that goes on with `tail [frames, state]`, which need not be final, and ends with it.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn guess(&self, words: &Words, tail: &Tensor) -> Result<Guess> {
+        let frames = words.frames + tail.dim(0)?;
+        let ids: Vec<u32> = self.prompt.iter().chain(&words.committed).copied().collect();
+        let most = self.prompt.len() + (8 + frames * TOKENS_A_SECOND / 50).min(self.context / 2);
+        Ok(Guess {
+            sound: self.with(&words.sound, tail)?,
+            past: words.past.clone(),
+            done: if words.past.is_empty() { 0 } else { ids.len() - 1 },
+            given: ids.len(),
+            limit: if frames == 0 { 0 } else { most },
+            ids,
+            sum: 0.0,
+            silence: 0.0,
+        })
+    }
+
+    /// Adds a token to a guess; `false` when it is complete.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn step(&self, guess: &mut Guess) -> Result<bool> {
+        if guess.ids.len() >= guess.limit {
+            return Ok(false);
+        }
+        let first = guess.ids.len() == self.prompt.len();
+        let y = self.forward(guess)?;
+        if first {
+            // How likely Whisper thinks silence is stands behind the very first token of the prompt.
+            let start = softmax(&self.embedding.product(&y.narrow(0, 0, 1)?)?, D::Minus1)?;
+            guess.silence = start.flatten_all()?.get(self.no_speech as usize)?.to_scalar()?;
+        }
+        let logits = self.embedding.product(&y.narrow(0, y.dim(0)? - 1, 1)?)?.flatten_all()?;
+        let logits = log_softmax(&(logits + &self.suppress)?, D::Minus1)?.to_vec1::<f32>()?;
+        let allowed = logits.iter().zip(0u32..).filter(|(_, i)| !first || (*i != self.end && *i != BLANK));
+        let Some((logprob, best)) = allowed.max_by(|a, b| a.0.total_cmp(b.0)) else { return Ok(false) };
+        guess.sum += logprob;
+        if best == self.end {
+            return Ok(false);
+        }
+        guess.ids.push(best);
+        Ok(!loops(&guess.ids[self.prompt.len()..]))
+    }
+
+    /// Puts the tokens through that are not in the past yet: normalised `[n, d]`.
+    fn forward(&self, guess: &mut Guess) -> Result<Tensor> {
+        let (from, n) = (guess.done, guess.ids.len() - guess.done);
+        let mut x = self.embedding.rows(&guess.ids[from..], &self.device, DType::F32)?;
+        x = (x + self.positions.narrow(0, from, n)?)?;
+        for (i, (layer, sound)) in self.layers.iter().zip(&guess.sound).enumerate() {
+            let heard = layer.own.norm.forward(&x)?;
+            let kv = joined(guess.past.get(i), layer.own.keys_and_values(&heard)?)?;
+            x = (&x + layer.own.attend(&heard, &kv, true)?)?;
+            if i < guess.past.len() {
+                guess.past[i] = kv;
+            } else {
+                guess.past.push(kv);
+            }
+            x = (&x + layer.sound.attend(&layer.sound.norm.forward(&x)?, sound, false)?)?;
+            let inner = layer.up.forward(&layer.norm.forward(&x)?)?.gelu_erf()?;
+            x = (&x + layer.down.forward(&inner)?)?;
+        }
+        guess.done = guess.ids.len();
+        Ok(self.norm.forward(&x)?)
+    }
+
+    /// What a guess brought: all of it if the segment `ended` there, else what it and the one before it begin with, up to a word's end.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    pub fn settle(&self, words: &mut Words, guess: &Guess, ended: bool) -> Result<Reading> {
+        let guessed = &guess.ids[guess.given..];
+        let unsure = guess.sum / (guessed.len() + 1) as f32 <= UNSURE;
+        if words.committed.is_empty() && guess.silence > NO_SPEECH && unsure {
+            words.before.clear();
+            return Ok(Reading::default());
+        }
+        let agreed = if ended {
+            guessed.len()
+        } else {
+            let same = words.before.iter().zip(guessed).take_while(|(a, b)| a == b).count();
+            // A word ends where the next begins: with a space.
+            let begins = |at: usize| self.tokenizer.decode(&guessed[at..=at]).is_ok_and(|text| text.starts_with(' '));
+            (1..=same.min(guessed.len().saturating_sub(1))).rev().find(|at| begins(*at)).unwrap_or(0)
+        };
+        let before = self.text(&words.committed)?;
+        words.committed.extend(&guessed[..agreed]);
+        words.before = guessed[agreed..].to_vec();
+        if agreed > 0 {
+            let keep = self.prompt.len() + words.committed.len() - 1;
+            let cut = |(k, v): &Kv| Ok((k.narrow(1, 0, keep)?.copy()?, v.narrow(1, 0, keep)?.copy()?));
+            words.past = guess.past.iter().map(cut).collect::<Result<_>>()?;
+        }
+        let committed = self.text(&words.committed)?;
+        let all: Vec<u32> = words.committed.iter().chain(&words.before).copied().collect();
+        let tentative = self.text(&all)?;
+        let new = |longer: &str, shorter: &str| longer.strip_prefix(shorter).unwrap_or_default().to_owned();
+        Ok(Reading { tentative: new(&tentative, &committed), committed: new(&committed, &before) })
+    }
+
+    /// All committed words.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    pub fn said(&self, words: &Words) -> Result<String> {
+        self.text(&words.committed)
+    }
+
+    fn text(&self, ids: &[u32]) -> Result<String> {
+        Ok(self.tokenizer.decode(ids)?.trim_start().to_owned())
+    }
+}
+
+/// More keys and values behind those there are.
+fn joined(before: Option<&Kv>, (k, v): Kv) -> Result<Kv> {
+    Ok(match before {
+        Some((past_k, past_v)) => (Tensor::cat(&[past_k, &k], 1)?, Tensor::cat(&[past_v, &v], 1)?),
+        None => (k, v),
+    })
+}
+
+/// Reading is bound by memory, and 8 bits lose no word.
+fn eight_bit(weight: Tensor) -> Result<Matrix> {
+    let (rows, cols) = weight.dims2()?;
+    if !weight.device().is_cpu() {
+        return Ok(Matrix::Dense(weight));
+    }
+    let quantised = QTensor::quantize(&weight, GgmlDType::Q8_0)?;
+    let packed = kernels::repack(&quantised.data()?, GgmlDType::Q8_0, rows, cols);
+    Ok(Matrix::Packed(Arc::new(packed.map_err(|e| Error::tensor("of the word ear", e))?)))
+}
+
+fn linear(weights: &Weights, name: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
+    let weight = eight_bit(weights.tensor(&format!("{name}.weight"), &[out, input])?)?;
+    let bias = if bias { Some(weights.tensor(&format!("{name}.bias"), &[out])?) } else { None };
+    Ok(Linear::new(weight, bias))
+}
+
+fn layer_norm(weights: &Weights, name: &str, d: usize) -> Result<LayerNorm> {
+    let tensor = |part: &str| weights.tensor(&format!("{name}.{part}"), &[d]);
+    Ok(LayerNorm::new(tensor("weight")?, tensor("bias")?, 1e-5))
 }
 
 /// Whether the end repeats itself four times over.

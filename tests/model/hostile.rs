@@ -5,6 +5,7 @@ use std::path::Path;
 
 use hearken_models::checkpoint::{Checkpoint, Options};
 use hearken_models::decoder::Share;
+use hearken_models::kv::KvType;
 use hearken_models::{DType, Device, Tensor};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -230,8 +231,8 @@ fn gguf_checkpoint(bytes: &[u8]) -> TempDir {
 
 fn logits(checkpoint: &Checkpoint) -> Vec<f32> {
     let ids: Vec<u32> = (0..40).map(|i| i * 11 % 470).collect();
-    let mut cache = checkpoint.decoder.cache().unwrap();
-    let share = Share { cache: &mut cache, tokens: ids.len() };
+    let mut sequence = checkpoint.decoder.pool(8192, KvType::F32).unwrap().sequence();
+    let share = Share { sequence: &mut sequence, tokens: ids.len() };
     let hidden = checkpoint.decoder.forward(&checkpoint.decoder.embed(&ids).unwrap(), &mut [share]).unwrap();
     checkpoint.decoder.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -1,7 +1,10 @@
 //! The model and the live path on it: against code nobody here wrote, against hostile files, and over a real socket.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod ear;
 mod hostile;
+mod kv;
+mod listening;
 mod live;
 mod nano;
 mod parity;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use hearken::audio::file;
 use hearken_models::checkpoint::{Checkpoint, Options};
 use hearken_models::decoder::Share;
+use hearken_models::kv::KvType;
+use hearken_models::words::Words;
 use hearken_models::{Device, Tensor};
 use serde::Deserialize;
 
@@ -45,8 +47,8 @@ fn whisper_s_encoder_agrees_with_ctranslate2_and_transformers() {
     for clip in clips() {
         let samples = samples(&clip);
         let stem = clip.file.trim_end_matches(".wav");
-        let frames = nano.frames(&nano.hear(&samples).unwrap()[0]).unwrap();
-        let padded = nano.whisper_hidden(&samples, 480_000).unwrap();
+        let frames = nano.ear.frames(&nano.hear_batch(&[&samples]).unwrap()[0]).unwrap();
+        let padded = nano.ear.whisper_hidden(&samples, 480_000).unwrap();
         for (name, ours) in [("unpadded", thinned(&frames, 10)), ("padded", thinned(&padded, 25))] {
             let stored = golden[&format!("{stem}.{name}")].to_dtype(hearken_models::DType::F32).unwrap();
             let stored = stored.to_vec2::<f32>().unwrap();
@@ -114,10 +116,10 @@ fn qwen_goes_on_as_llama_cpp_does() {
     assert_eq!(golden.prompts.len(), 10);
     for (name, prompt) in &golden.prompts {
         assert_eq!(base.tokenizer.control(&prompt.prompt).unwrap(), prompt.ids, "{name}: tokenizer");
-        let mut cache = base.decoder.cache().unwrap();
+        let mut sequence = base.decoder.pool(8192, KvType::F32).unwrap().sequence();
         let mut ids = prompt.ids.clone();
         for (at, theirs) in prompt.llama_cpp.greedy.iter().take(24).enumerate() {
-            let share = Share { cache: &mut cache, tokens: ids.len() };
+            let share = Share { sequence: &mut sequence, tokens: ids.len() };
             let hidden = base.decoder.forward(&base.decoder.embed(&ids).unwrap(), &mut [share]).unwrap();
             let last = hidden.narrow(0, ids.len() - 1, 1).unwrap();
             let logits = base.decoder.logits(&last).unwrap().to_vec2::<f32>().unwrap().remove(0);
@@ -159,7 +161,7 @@ fn word_errors(reference: &str, heard: &str) -> (usize, usize) {
 
 #[test]
 fn the_word_ear_hears_what_faster_whisper_hears() {
-    let mut nano = open(crate::nano_directory(), true);
+    let nano = open(crate::nano_directory(), true);
     let (mut errors, mut words) = (0, 0);
     for clip in clips() {
         let heard = nano.words(&samples(&clip), || true).unwrap().unwrap();
@@ -169,4 +171,39 @@ fn the_word_ear_hears_what_faster_whisper_hears() {
     }
     assert!(words > 80 && errors * 20 <= words, "{errors} of {words} words differ");
     assert_eq!(nano.words(&vec![0.0; 32_000], || true).unwrap().unwrap(), "", "nobody speaks in silence");
+}
+
+/// A turn as it is spoken: a guess each second at what was said, and the last one at its end.
+fn streamed_words(nano: &Checkpoint, samples: &[f32]) -> (String, usize) {
+    let ear = nano.words.as_ref().unwrap();
+    let (mut hearing, mut words) = (nano.ear.hearing(), Words::default());
+    let mut told = String::new();
+    let seconds: Vec<_> = samples.chunks(16_000).collect();
+    let mut early = 0;
+    for (n, second) in seconds.iter().enumerate() {
+        ear.hear(&mut words, &nano.ear.norm(&hearing.step(second).unwrap().hidden).unwrap()).unwrap();
+        let mut guess = ear.guess(&words, &nano.ear_tail(hearing.as_ref()).unwrap()).unwrap();
+        while ear.step(&mut guess).unwrap() {}
+        let ended = n + 1 == seconds.len();
+        if ended {
+            early = told.len();
+        }
+        told.push_str(&ear.settle(&mut words, &guess, ended).unwrap().committed);
+    }
+    (told, early)
+}
+
+#[test]
+fn i7_words_committed_while_they_are_spoken_are_those_of_the_whole() {
+    let nano = open(crate::nano_directory(), true);
+    let (mut errors, mut words, mut early, mut all) = (0, 0, 0, 0);
+    for clip in clips() {
+        let (heard, before_the_end) = streamed_words(&nano, &samples(&clip));
+        let (wrong, count) = word_errors(&clip.text, &heard);
+        println!("{wrong} of {count}: {} | {}", &heard[..before_the_end], &heard[before_the_end..]);
+        (errors, words) = (errors + wrong, words + count);
+        (early, all) = (early + before_the_end, all + heard.len());
+    }
+    assert!(words > 80 && errors * 20 <= words, "{errors} of {words} words differ");
+    assert!(early * 2 > all, "most words are committed before their turn ends: {early} of {all} letters");
 }

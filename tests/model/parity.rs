@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use hearken_models::checkpoint::{Checkpoint, Options};
 use hearken_models::decoder::Share;
+use hearken_models::kv::KvType;
 use hearken_models::mel::{Lengths, LogMel};
 use hearken_models::{Device, Tensor};
 use serde::Deserialize;
@@ -147,7 +148,7 @@ fn encoder_and_adaptor_within_1e_3_relative() {
             let samples = signal(clip.samples);
             let heard = case.checkpoint.hear_batch(&[&samples]).unwrap().remove(0);
             assert_eq!(heard.embeddings.dims(), [clip.frames.tokens, 64]);
-            let frames = case.checkpoint.frames(&heard).unwrap();
+            let frames = case.checkpoint.ear.frames(&heard).unwrap();
             assert_eq!(frames.dims(), [clip.frames.at_25hz, 32]);
             if clip.frames.at_25hz == 0 {
                 continue;
@@ -194,9 +195,9 @@ fn logits_within_1e_3_relative() {
     for case in cases() {
         for (name, prompt) in &case.golden.prompts {
             let stored = rows(&case.vectors[&format!("logits.{name}")]);
-            let mut cache = case.checkpoint.decoder.cache().unwrap();
+            let mut sequence = case.checkpoint.decoder.pool(8192, KvType::F32).unwrap().sequence();
             let x = embed(&case, &prompt.ids);
-            let share = Share { cache: &mut cache, tokens: prompt.ids.len() };
+            let share = Share { sequence: &mut sequence, tokens: prompt.ids.len() };
             let hidden = case.checkpoint.decoder.forward(&x, &mut [share]).unwrap();
             let ours = rows(&case.checkpoint.decoder.logits(&hidden).unwrap());
             let ours = &ours[ours.len() - stored.len()..];
@@ -211,20 +212,22 @@ fn logits_within_1e_3_relative() {
 /// Greedy tokens after a prompt that is put in `chunk` tokens at a time.
 fn greedy(case: &Case, prompt: &Prompt, chunk: usize) -> Vec<u32> {
     let decoder = &case.checkpoint.decoder;
-    let mut cache = decoder.cache().unwrap();
+    let mut sequence = decoder.pool(8192, KvType::F32).unwrap().sequence();
     let x = embed(case, &prompt.ids);
     let mut logits = None;
     for at in (0..prompt.ids.len()).step_by(chunk) {
         let tokens = chunk.min(prompt.ids.len() - at);
-        let hidden =
-            decoder.forward(&x.narrow(0, at, tokens).unwrap(), &mut [Share { cache: &mut cache, tokens }]).unwrap();
+        let hidden = decoder
+            .forward(&x.narrow(0, at, tokens).unwrap(), &mut [Share { sequence: &mut sequence, tokens }])
+            .unwrap();
         logits = Some(decoder.logits(&hidden.narrow(0, tokens - 1, 1).unwrap()).unwrap());
     }
     let mut out = Vec::new();
     while out.len() < prompt.greedy.len() {
         let next = logits.unwrap().argmax(1).unwrap().to_vec1::<u32>().unwrap()[0];
         out.push(next);
-        let hidden = decoder.forward(&decoder.embed(&[next]).unwrap(), &mut [Share { cache: &mut cache, tokens: 1 }]);
+        let hidden =
+            decoder.forward(&decoder.embed(&[next]).unwrap(), &mut [Share { sequence: &mut sequence, tokens: 1 }]);
         logits = Some(decoder.logits(&hidden.unwrap()).unwrap());
     }
     out
@@ -240,54 +243,6 @@ fn sixty_four_greedy_tokens_are_equal_however_the_prompt_is_cut() {
                 assert_eq!(greedy(&case, prompt, chunk), prompt.greedy, "{name} in chunks of {chunk}");
             }
         }
-    }
-}
-
-#[test]
-fn a_fork_and_a_truncation_go_on_as_a_cold_prefill() {
-    for case in cases() {
-        let decoder = &case.checkpoint.decoder;
-        let prompt = &case.golden.prompts["text"];
-        let x = embed(&case, &prompt.ids);
-        let half = prompt.ids.len() / 2;
-        let mut cache = decoder.cache().unwrap();
-        decoder.forward(&x.narrow(0, 0, half).unwrap(), &mut [Share { cache: &mut cache, tokens: half }]).unwrap();
-        let mut fork = cache.fork().unwrap();
-        // The parent goes astray and comes back; the fork goes on.
-        decoder.forward(&x.narrow(0, 0, half).unwrap(), &mut [Share { cache: &mut cache, tokens: half }]).unwrap();
-        cache.truncate(half);
-        let rest = prompt.ids.len() - half;
-        let last = |cache: &mut _| {
-            let hidden =
-                decoder.forward(&x.narrow(0, half, rest).unwrap(), &mut [Share { cache, tokens: rest }]).unwrap();
-            decoder.logits(&hidden.narrow(0, rest - 1, 1).unwrap()).unwrap().to_vec2::<f32>().unwrap()
-        };
-        let (a, b) = (last(&mut cache), last(&mut fork));
-        assert_eq!(a, b);
-        assert_eq!(greedy(&case, &Prompt { ids: prompt.ids.clone(), greedy: vec![0] }, 1000)[0], prompt.greedy[0]);
-    }
-}
-
-#[test]
-fn sequences_of_one_batch_do_not_hear_each_other() {
-    for case in cases() {
-        let decoder = &case.checkpoint.decoder;
-        let prompts = [&case.golden.prompts["text"], &case.golden.prompts["long"]];
-        let alone = prompts.map(|p| {
-            let mut cache = decoder.cache().unwrap();
-            rows(
-                &decoder
-                    .forward(&embed(&case, &p.ids), &mut [Share { cache: &mut cache, tokens: p.ids.len() }])
-                    .unwrap(),
-            )
-        });
-        let mut caches = [decoder.cache().unwrap(), decoder.cache().unwrap()];
-        let x = Tensor::cat(&prompts.map(|p| embed(&case, &p.ids)), 0).unwrap();
-        let mut shares: Vec<Share<'_>> =
-            caches.iter_mut().zip(prompts).map(|(cache, p)| Share { cache, tokens: p.ids.len() }).collect();
-        let together = rows(&decoder.forward(&x, &mut shares).unwrap());
-        let apart = alone.iter().flatten().flatten().zip(together.iter().flatten()).map(|(a, b)| (a - b).abs());
-        assert!(apart.fold(0f32, f32::max) < 1e-4);
     }
 }
 

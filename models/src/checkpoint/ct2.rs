@@ -111,30 +111,26 @@ pub(super) fn encoder(tensors: &HashMap<String, Tensor>) -> Result<HashMap<Strin
     })
 }
 
-/// The whole model under the names that candle-transformers' Whisper looks for. Its encoder goes unused; the tensors are shared, not copied.
-pub(super) fn hugging_face(tensors: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
-    let mut out = HashMap::new();
-    for side in ["encoder", "decoder"] {
-        let top = |module: &str, kind: &str| match module {
-            "embeddings" => format!("model.{side}.embed_tokens.weight"),
-            "position_encodings" => format!("model.{side}.embed_positions.weight"),
-            _ => format!("model.{side}.{module}.{kind}"),
-        };
-        out.extend(renamed(tensors, side, top, &format!("model.{side}.layers"), |module| match module {
-            "self_attention/linear_0" => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-            "self_attention/linear_1" => &["self_attn.out_proj"],
-            "self_attention/layer_norm" => &["self_attn_layer_norm"],
-            "attention/linear_0" => &["encoder_attn.q_proj"],
-            "attention/linear_1" => &["encoder_attn.k_proj", "encoder_attn.v_proj"],
-            "attention/linear_2" => &["encoder_attn.out_proj"],
-            "attention/layer_norm" => &["encoder_attn_layer_norm"],
-            "ffn/layer_norm" => &["final_layer_norm"],
-            "ffn/linear_0" => &["fc1"],
-            "ffn/linear_1" => &["fc2"],
-            _ => &[],
-        })?);
-    }
-    Ok(out)
+/// The text decoder under Hugging Face's names.
+pub(super) fn decoder(tensors: &HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    let top = |module: &str, kind: &str| match module {
+        "embeddings" => "model.decoder.embed_tokens.weight".into(),
+        "position_encodings" => "model.decoder.embed_positions.weight".into(),
+        _ => format!("model.decoder.{module}.{kind}"),
+    };
+    renamed(tensors, "decoder", top, "model.decoder.layers", |module| match module {
+        "self_attention/linear_0" => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        "self_attention/linear_1" => &["self_attn.out_proj"],
+        "self_attention/layer_norm" => &["self_attn_layer_norm"],
+        "attention/linear_0" => &["encoder_attn.q_proj"],
+        "attention/linear_1" => &["encoder_attn.k_proj", "encoder_attn.v_proj"],
+        "attention/linear_2" => &["encoder_attn.out_proj"],
+        "attention/layer_norm" => &["encoder_attn_layer_norm"],
+        "ffn/layer_norm" => &["final_layer_norm"],
+        "ffn/linear_0" => &["fc1"],
+        "ffn/linear_1" => &["fc2"],
+        _ => &[],
+    })
 }
 
 /// CTranslate2's names for a norm's two tensors, or a name as it is.

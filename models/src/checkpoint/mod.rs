@@ -10,27 +10,27 @@ pub mod nano;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
-use crate::adaptor::Adaptor;
 use crate::decoder::{self, Decoder};
 use crate::device;
-use crate::encoder::{self, Encoder};
-use crate::mel::{Lengths, LogMel, SAMPLE_RATE};
+pub use crate::ear::SEGMENT;
+use crate::ear::{Attention, Ear, Heard, Hearing};
+use crate::encoder;
+use crate::kv::Unit;
+use crate::mel::{Lengths, SAMPLE_RATE};
 use crate::prompt::PromptFormat;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
-use crate::words::WordEar;
+use crate::words::{WordEar, Words as Read};
 use crate::{Error, Result};
 use gguf::Gguf;
 
-/// Samples of the longest segment: the reference client cuts at 25 s.
-pub const SEGMENT: usize = 25 * SAMPLE_RATE;
-
 /// Silence that the word ear hears after a segment. Half a second ends the repetitions; two cost it little more and it hears better.
-const EAR_SILENCE: usize = 2 * SAMPLE_RATE;
+const EAR_SILENCE: usize = SAMPLE_RATE / 2;
 
 /// A config larger than this is no config.
 const CONFIG_LIMIT: u64 = 4 << 20;
@@ -47,6 +47,9 @@ struct Config {
     prompt_format: PromptFormat,
     #[serde(default)]
     lora: Option<Lora>,
+    /// How the encoder attends.
+    #[serde(default)]
+    attention: Attention,
     /// Whether the word ear's words stand beside the sound; the one switch of a checkpoint that has such an ear.
     #[serde(default)]
     words: Words,
@@ -86,6 +89,7 @@ impl Config {
         let config: Self = serde_json::from_str(text).map_err(|e| Error::Config(e.to_string()))?;
         config.text_config.check()?;
         config.audio_encoder_config.check()?;
+        config.attention.check(&config.audio_encoder_config)?;
         let (ours, theirs) = (config.audio_encoder_config.llm_dim, config.text_config.hidden_size);
         if ours != theirs {
             return Err(Error::Config(format!("the adaptor's llm_dim is {ours}, the decoder's hidden_size {theirs}")));
@@ -115,21 +119,11 @@ pub struct Checkpoint {
     /// Its decoder.
     pub decoder: Decoder,
     /// Its word ear, where it has one and it was wanted.
-    pub words: Option<WordEar>,
+    pub words: Option<Arc<WordEar>>,
     /// The token that ends a turn.
     pub stop: u32,
-    mel: LogMel,
-    encoder: Encoder,
-    adaptor: Adaptor,
-}
-
-/// What was heard of one segment.
-#[derive(Debug, Clone)]
-pub struct Heard {
-    /// For the decoder: `[tokens, hidden]`, 12.5 a second.
-    pub embeddings: Tensor,
-    /// The encoder's hidden states `[positions, state]` at 50 Hz, before pooling and norm.
-    pub hidden: Tensor,
+    /// Its mel, encoder and adaptor.
+    pub ear: Arc<Ear>,
 }
 
 impl Checkpoint {
@@ -178,9 +172,7 @@ impl Checkpoint {
             tokenizer,
             stop,
             words: None,
-            mel: LogMel::new(config.audio_encoder_config.n_mels),
-            encoder: Encoder::load(weights, &config.audio_encoder_config)?,
-            adaptor: Adaptor::load(weights, &config.audio_encoder_config)?,
+            ear: Arc::new(Ear::load(weights, &config.audio_encoder_config, config.attention)?),
             decoder: Decoder::load(weights, &config.text_config)?,
         })
     }
@@ -190,27 +182,24 @@ impl Checkpoint {
     /// # Errors
     /// candle's.
     pub fn hear(&self, samples: &[f32]) -> Result<Vec<Heard>> {
-        samples.chunks(SEGMENT).map(|segment| Ok(self.hear_batch(&[segment])?.remove(0))).collect()
+        let mut hearing = self.ear.hearing();
+        let mut hear = |segment: &[f32]| -> Result<Heard> {
+            let (final_, rest) = (hearing.step(segment)?, hearing.flush()?);
+            let cat = |a: &Tensor, b: &Tensor| Tensor::cat(&[a, b], 0);
+            Ok(Heard {
+                embeddings: cat(&final_.embeddings, &rest.embeddings)?,
+                hidden: cat(&final_.hidden, &rest.hidden)?,
+            })
+        };
+        samples.chunks(SEGMENT).map(&mut hear).collect()
     }
 
-    /// Hears several segments of at most 25 s in one padded batch.
+    /// Hears several segments of at most 25 s with full attention, in one padded batch.
     ///
     /// # Errors
     /// A segment longer than the encoder's context, or candle's.
     pub fn hear_batch(&self, segments: &[&[f32]]) -> Result<Vec<Heard>> {
-        let mels: Vec<_> = segments.iter().map(|s| (self.mel.segment(s), Lengths::of(s.len()).at_50hz)).collect();
-        let hear = |hidden: Tensor| -> Result<Heard> {
-            Ok(Heard { embeddings: self.adaptor.forward(&self.encoder.pool(&hidden)?)?, hidden })
-        };
-        self.encoder.hidden(&mels)?.into_iter().map(hear).collect()
-    }
-
-    /// The encoder's output `[frames, state]` at 25 Hz, which went into the adaptor.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn frames(&self, heard: &Heard) -> Result<Tensor> {
-        self.encoder.pool(&heard.hidden)
+        self.ear.whole(segments)
     }
 
     /// How many tokens [`Checkpoint::hear`] makes of so many samples.
@@ -218,38 +207,48 @@ impl Checkpoint {
         samples / SEGMENT * Lengths::of(SEGMENT).tokens + Lengths::of(samples % SEGMENT).tokens
     }
 
-    /// The words in 16 kHz mono samples, segment by segment; `None` where there is no word ear. `keep_on` is asked before each word piece.
-    ///
-    /// The word ear hears the segment with silence behind it: on a segment that ends with its last word, Whisper's decoder, which was
-    /// trained on 30 s windows, finds no end and says everything over again.
+    /// What each of those tokens stands for in a prefix.
+    pub fn sound_units(&self, samples: &[f32]) -> Vec<Unit> {
+        let name = |segment: &[f32]| {
+            let mut naming = self.ear.naming();
+            let mut units = naming.step(segment);
+            units.extend(naming.flush());
+            units
+        };
+        samples.chunks(SEGMENT).flat_map(name).collect()
+    }
+
+    /// The words in 16 kHz mono samples, segment by segment, read when each has ended; `None` where there is no word ear. `keep_on` is asked
+    /// before each word piece.
     ///
     /// # Errors
     /// candle's.
-    pub fn words(&mut self, samples: &[f32], mut keep_on: impl FnMut() -> bool) -> Result<Option<String>> {
-        let Some(ear) = &mut self.words else { return Ok(None) };
-        let mut words = Vec::new();
+    pub fn words(&self, samples: &[f32], mut keep_on: impl FnMut() -> bool) -> Result<Option<String>> {
+        let Some(ear) = &self.words else { return Ok(None) };
+        let mut all = Vec::new();
+        let mut hearing = self.ear.hearing();
         for segment in samples.chunks(SEGMENT) {
-            let hidden = ear_hidden(&self.mel, &self.encoder, segment, segment.len() + EAR_SILENCE)?;
-            words.push(ear.words(&hidden, &mut keep_on)?);
+            let mut words = Read::default();
+            ear.hear(&mut words, &self.ear.norm(&hearing.step(segment)?.hidden)?)?;
+            let mut guess = ear.guess(&words, &self.ear_tail(hearing.as_ref())?)?;
+            while keep_on() && ear.step(&mut guess)? {}
+            all.push(ear.settle(&mut words, &guess, true)?.committed);
+            hearing.reset();
         }
-        words.retain(|w| !w.is_empty());
-        Ok(Some(words.join(" ")))
+        all.retain(|w| !w.is_empty());
+        Ok(Some(all.join(" ")))
     }
 
-    /// Whisper's own view of a segment: normalised hidden states `[length / 320, state]` at 50 Hz of the samples and silence up to
-    /// `length` of them, at most 30 s.
+    /// What the word ear hears of a segment that ends here, behind what is final: with silence, for on a segment that ends with its last
+    /// word, Whisper's decoder, which was trained on 30 s windows, finds no end and says everything over again.
     ///
     /// # Errors
     /// candle's.
-    pub fn whisper_hidden(&self, samples: &[f32], length: usize) -> Result<Tensor> {
-        ear_hidden(&self.mel, &self.encoder, samples, length)
+    pub fn ear_tail(&self, hearing: &dyn Hearing) -> Result<Tensor> {
+        let mut ended = hearing.fork();
+        let after = ended.step(&[0.0; EAR_SILENCE])?.hidden;
+        self.ear.norm(&Tensor::cat(&[after, ended.flush()?.hidden], 0)?)
     }
-}
-
-fn ear_hidden(mel: &LogMel, encoder: &Encoder, samples: &[f32], length: usize) -> Result<Tensor> {
-    let mel = mel.padded(samples, length.min(30 * SAMPLE_RATE));
-    let positions = mel.frames.div_ceil(2);
-    encoder.norm(&encoder.hidden(&[(mel, positions)])?.remove(0))
 }
 
 /// The one `.gguf` of a directory; `None` without any.

@@ -5,6 +5,9 @@
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::DType;
 
 use super::gguf::Gguf;
 use super::{Checkpoint, Config, Lora, Options, Words, ct2};
@@ -54,9 +57,10 @@ pub(super) fn open(directory: &Path, own: Option<Config>, options: &Options) -> 
         update(&mut checkpoint, &weights, &lora?, scale)?;
     }
     if options.words && config.words == Words::Beside {
-        let tensors = ct2::hugging_face(&whisper)?;
+        let mut weights = Weights::new(&options.device, DType::F32);
+        weights.add_tensors(ct2::decoder(&whisper)?);
         let tokenizer = directory.join(WHISPER_TOKENIZER);
-        checkpoint.words = Some(WordEar::load(tensors, &tokenizer, &config.audio_encoder_config, &options.device)?);
+        checkpoint.words = Some(Arc::new(WordEar::load(&weights, &tokenizer, &config.audio_encoder_config)?));
     }
     Ok(checkpoint)
 }

@@ -1,11 +1,12 @@
-//! Grouped-query attention of one layer, over caches that belong to the sequences.
+//! Grouped-query attention of one layer, over keys and values that belong to the sequences.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax_last_dim;
 use candle_nn::rotary_emb::rope;
 
 use super::{Config, Share};
 use crate::Result;
+use crate::kv;
 use crate::linear::Linear;
 use crate::weights::Weights;
 
@@ -17,8 +18,8 @@ pub(super) struct Rotary {
 
 /// Cosines and sines `[n, head / 2]` of a forward pass's positions.
 pub(super) struct Angles {
-    cos: Tensor,
-    sin: Tensor,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl Rotary {
@@ -28,16 +29,35 @@ impl Rotary {
         Self { frequencies: (0..head / 2).map(frequency).collect() }
     }
 
-    pub(super) fn angles(
-        &self,
-        positions: impl Iterator<Item = usize>,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Angles> {
+    pub(super) fn angles(&self, positions: impl Iterator<Item = usize>) -> Angles {
         let angles: Vec<f32> = positions.flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f)).collect();
-        let half = self.frequencies.len();
-        let angles = Tensor::from_vec(angles.clone(), (angles.len() / half, half), device)?;
-        Ok(Angles { cos: angles.cos()?.to_dtype(dtype)?, sin: angles.sin()?.to_dtype(dtype)? })
+        Angles { cos: angles.iter().map(|a| a.cos()).collect(), sin: angles.iter().map(|a| a.sin()).collect() }
+    }
+}
+
+impl Angles {
+    /// Turns `x [n, heads, head]`: each number of a head's first half with its partner in the second (GPT-NeoX's order).
+    fn turn(&self, x: &mut [f32], head: usize) {
+        let half = head / 2;
+        let Some(rows) = self.cos.len().checked_div(half).filter(|n| *n > 0) else { return };
+        let width = x.len() / rows;
+        for ((row, cos), sin) in
+            x.chunks_exact_mut(width).zip(self.cos.chunks_exact(half)).zip(self.sin.chunks_exact(half))
+        {
+            for head in row.chunks_exact_mut(head) {
+                let (a, b) = head.split_at_mut(half);
+                for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        }
+    }
+
+    /// The same for tensors `[heads, n, head]`.
+    fn turn_tensor(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let n = x.dim(1)?;
+        let part = |y: &[f32]| Tensor::from_slice(y, (n, y.len() / n.max(1)), x.device())?.to_dtype(x.dtype());
+        rope(&x.unsqueeze(0)?, &part(&self.cos)?, &part(&self.sin)?)?.squeeze(0)
     }
 }
 
@@ -70,23 +90,59 @@ impl Attention {
     }
 
     /// `x [n, hidden]` to `[n, hidden]`.
-    pub(super) fn forward(&self, x: &Tensor, shares: &mut [Share<'_>], angles: &Angles) -> Result<Tensor> {
-        let n = x.dim(0)?;
-        let split = |y: Tensor, heads: usize| y.reshape((n, heads, self.head))?.transpose(0, 1)?.contiguous();
-        let turn = |y: Tensor| rope(&y.unsqueeze(0)?, &angles.cos, &angles.sin)?.squeeze(0);
-        let q = turn(split(self.query.forward(x)?, self.heads)?)?;
-        let k = turn(split(self.key.forward(x)?, self.kv_heads)?)?;
-        let v = split(self.value.forward(x)?, self.kv_heads)?;
+    pub(super) fn forward(&self, x: &Tensor, shares: &[Share<'_>], angles: &Angles) -> Result<Tensor> {
+        let (q, k, v) = (self.query.forward(x)?, self.key.forward(x)?, self.value.forward(x)?);
+        let in_blocks = shares.first().is_none_or(|share| share.sequence.is_in_blocks());
+        let mixed = if in_blocks {
+            self.over_blocks(&q, &k, &v, shares, angles)?
+        } else {
+            self.over_tensors(&q, &k, &v, shares, angles)?
+        };
+        Ok(self.out.forward(&mixed)?)
+    }
+
+    /// On the CPU: all shares at once, each over its blocks where they lie.
+    fn over_blocks(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        shares: &[Share<'_>],
+        angles: &Angles,
+    ) -> candle_core::Result<Tensor> {
+        let numbers = |x: &Tensor| x.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        let (mut q_rows, mut k_rows) = (numbers(q)?, numbers(k)?);
+        angles.turn(&mut q_rows, self.head);
+        angles.turn(&mut k_rows, self.head);
+        let shares: Vec<_> = shares.iter().map(|share| (&*share.sequence, share.tokens)).collect();
+        let mixed = kv::step(&shares, self.layer, self.heads, &q_rows, &k_rows, &numbers(v)?);
+        Tensor::from_vec(mixed, q.shape(), q.device())?.to_dtype(q.dtype())
+    }
+
+    /// On a GPU: share by share, over what its rows gather.
+    fn over_tensors(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        shares: &[Share<'_>],
+        angles: &Angles,
+    ) -> candle_core::Result<Tensor> {
+        let n = q.dim(0)?;
+        let split = |y: &Tensor, heads: usize| y.reshape((n, heads, self.head))?.transpose(0, 1)?.contiguous();
+        let q = angles.turn_tensor(&split(q, self.heads)?)?;
+        let k = angles.turn_tensor(&split(k, self.kv_heads)?)?.transpose(0, 1)?.contiguous()?;
+        let v = v.reshape((n, self.kv_heads, self.head))?;
         let mut mixed = Vec::with_capacity(shares.len());
         let mut from = 0;
-        for share in shares.iter_mut() {
-            let part = |y: &Tensor| y.narrow(1, from, share.tokens);
-            let (keys, values) = share.cache.write(self.layer, &part(&k)?, &part(&v)?)?;
-            mixed.push(self.attend(&part(&q)?, &keys, &values)?);
+        for share in shares {
+            let part = |y: &Tensor| y.narrow(0, from, share.tokens);
+            let (keys, values) = kv::gather(share.sequence, self.layer, &part(&k)?, &part(&v)?)?;
+            let by_head = |y: Tensor| y.transpose(0, 1)?.contiguous();
+            mixed.push(self.attend(&q.narrow(1, from, share.tokens)?, &by_head(keys)?, &by_head(values)?)?);
             from += share.tokens;
         }
-        let mixed = if mixed.len() == 1 { mixed.remove(0) } else { Tensor::cat(&mixed, 0)? };
-        Ok(self.out.forward(&mixed)?)
+        if mixed.len() == 1 { Ok(mixed.remove(0)) } else { Tensor::cat(&mixed, 0) }
     }
 
     /// `q [heads, n, head]` over `k` and `v [kv_heads, all, head]`, the last n of which are q's own, to `[n, heads · head]`.

@@ -11,7 +11,7 @@ use candle_nn::{Module, RmsNorm};
 
 pub use config::Config;
 
-use crate::kv::KvCache;
+use crate::kv::{self, KvType, Pool, Sequence};
 use crate::linear::{Linear, Matrix};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -49,8 +49,8 @@ pub struct Decoder {
 /// One sequence's share of a forward pass.
 #[derive(Debug)]
 pub struct Share<'a> {
-    /// Where its past is kept and its new keys and values go.
-    pub cache: &'a mut KvCache,
+    /// Where its past is kept and its new keys and values go. All shares of a pass are of one pool.
+    pub sequence: &'a mut Sequence,
     /// How many rows of the input are its next tokens.
     pub tokens: usize,
 }
@@ -115,13 +115,25 @@ impl Decoder {
         &self.config
     }
 
-    /// An empty cache for a new sequence.
+    /// A pool for the keys and values of `tokens` tokens of this decoder's sequences. `kind` is for the CPU; a GPU stores what it computes with.
     ///
     /// # Errors
     /// No memory.
-    pub fn cache(&self) -> Result<KvCache> {
+    pub fn pool(&self, tokens: usize, kind: KvType) -> Result<Pool> {
         let c = &self.config;
-        KvCache::new(c.num_hidden_layers, c.num_key_value_heads, c.head(), self.dtype, &self.device)
+        let shape = kv::Shape { layers: c.num_hidden_layers, kv_heads: c.num_key_value_heads, head: c.head() };
+        let on = (!self.device.is_cpu()).then_some((&self.device, self.dtype));
+        Pool::new(shape, tokens, kind, on)
+    }
+
+    /// As [`Decoder::pool`], stored as on a GPU wherever the decoder is: its tables can be tested without one.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn tensor_pool(&self, tokens: usize) -> Result<Pool> {
+        let c = &self.config;
+        let shape = kv::Shape { layers: c.num_hidden_layers, kv_heads: c.num_key_value_heads, head: c.head() };
+        Pool::new(shape, tokens, KvType::F32, Some((&self.device, self.dtype)))
     }
 
     /// Embeddings `[n, hidden]` of token ids.
@@ -136,21 +148,24 @@ impl Decoder {
     }
 
     /// Runs the next tokens of each share, `x [sum of tokens, hidden]` in their order, and gives the normalised hidden states, same shape.
-    /// Every cache then holds its new tokens; on an error none does.
+    /// Every sequence then holds its new tokens; on an error none does.
     ///
     /// # Errors
-    /// More tokens than the context holds, or candle's.
+    /// More tokens than the context or the pool holds, or candle's.
     pub fn forward(&self, x: &Tensor, shares: &mut [Share<'_>]) -> Result<Tensor> {
+        if !shares.windows(2).all(|pair| pair[0].sequence.is_beside(pair[1].sequence)) {
+            return Err(Error::Input("sequences of different pools in one pass".into()));
+        }
         let limit = self.config.max_position_embeddings;
         for share in shares.iter_mut() {
-            let needed = share.cache.len() + share.tokens;
+            let needed = share.sequence.len() + share.tokens;
             if needed > limit {
                 return Err(Error::Input(format!("{needed} tokens; the decoder's context holds {limit}")));
             }
-            share.cache.reserve(share.tokens)?;
+            share.sequence.reserve(share.tokens)?;
         }
-        let positions = shares.iter().flat_map(|s| s.cache.len()..s.cache.len() + s.tokens);
-        let angles = self.rotary.angles(positions, &self.device, self.dtype)?;
+        let positions = shares.iter().flat_map(|s| s.sequence.len()..s.sequence.len() + s.tokens);
+        let angles = self.rotary.angles(positions);
         let mut x = x.clone();
         for layer in &self.layers {
             x = (&x + layer.attention.forward(&layer.input_norm.forward(&x)?, shares, &angles)?)?;
@@ -159,7 +174,7 @@ impl Decoder {
             x = (&x + layer.mlp.down.forward(&inner)?)?;
         }
         for share in shares {
-            share.cache.advance(share.tokens);
+            share.sequence.advance(share.tokens);
         }
         Ok(self.norm.forward(&x)?)
     }
