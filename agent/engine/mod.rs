@@ -1,7 +1,10 @@
 //! What a session may ask of whatever computes: one trait with no candle in it.
 //!
-//! A session hands over the whole conversation at each turn; the engine keeps what it can of the session's prefix and computes only what
-//! is new. Behind the trait stands [`local`] (one compute thread on this machine); a cluster engine can stand there as well.
+//! A session hands over the whole conversation at each turn, so an engine may forget everything at any time. What it remembers is a prefix
+//! of the conversation in its KV, found again by content: token ids, and for sound the samples themselves. [`Engine::listen`] makes use of
+//! that: it writes a turn that is still being spoken into the KV, so that [`Engine::respond`] finds all but the last of it done. A turn is a
+//! fork of that prefix; several may be live in one session (a speculative one while the speaker pauses, say), and none changes another.
+//! Behind the trait stands [`local`] (one compute thread on this machine); a cluster engine can stand there as well.
 
 pub mod local;
 
@@ -11,17 +14,37 @@ use std::time::Duration;
 
 pub use hearken_models::prompt::{Content, Item, Role, Thinking};
 pub use hearken_models::sampler::Sampling;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 /// Names a session towards the engine, so that its prefix can be found again. Never reused within a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SessionId(pub u64);
 
+/// Whose sessions may share what they have in common, such as a system prompt. Two tenants never share, not even by timing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Tenant(pub u64);
+
+/// When the reply may begin. Source: MODEL "Mind-Paced Speaking" (arXiv 2510.09592).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pace {
+    /// All reasoning comes before the reply.
+    #[default]
+    ThinkBefore,
+    /// The reply begins after the first segment of the reasoning, and both go on side by side.
+    ThinkFirst,
+    /// The reply begins at once; the reasoning goes on beside it.
+    SpeakFirst,
+}
+
 /// One turn to compute.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// Whose prefix to go on from.
     pub session: SessionId,
+    /// With whom it may be shared.
+    pub tenant: Tenant,
     /// The whole conversation; its last item is what is answered.
     pub conversation: Vec<Item>,
     /// JSON array of function schemas, or empty.
@@ -30,6 +53,8 @@ pub struct Request {
     pub thinking: Thinking,
     /// Reasoning is closed after this many tokens.
     pub thinking_budget: usize,
+    /// When the reply may begin.
+    pub pace: Pace,
     /// The reply ends after this many tokens.
     pub max_reply_tokens: usize,
     /// How tokens are drawn.
@@ -79,7 +104,8 @@ pub struct Timings {
     pub reply: Duration,
 }
 
-/// What a turn streams, in this order: `Heard?`, `Reasoning*`, (`Reply` | `ToolCall`)*, then `Done` or `Failed`.
+/// What a turn streams: `Reasoning*`, (`Reply` | `ToolCall`)*, then `Done` or `Failed`. `Heard` comes once and before `Done`, wherever it is
+/// known; with another [`Pace`] than [`Pace::ThinkBefore`], reasoning and reply come side by side.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The words of the newest sound, from the checkpoint's word ear. Absent where it has none.
@@ -106,6 +132,76 @@ pub enum Event {
     },
     /// The turn could not be computed.
     Failed(EngineError),
+}
+
+/// A turn that is still being spoken.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// Whose it is.
+    pub session: SessionId,
+    /// With whom its prefix may be shared.
+    pub tenant: Tenant,
+    /// All that was said before, and last the user's message with the sound of it heard so far, which may be empty.
+    pub conversation: Vec<Item>,
+    /// As [`Request::tools`].
+    pub tools: String,
+    /// Whether [`Caption`]s are wanted.
+    pub captions: bool,
+}
+
+/// What is being said, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Caption {
+    /// To be added to what was committed before; never taken back.
+    pub committed: String,
+    /// What seems to follow; the next caption replaces it.
+    pub tentative: String,
+}
+
+/// An open ear. Dropping it ends the listening; what was heard stays in the prefix.
+#[derive(Debug)]
+pub struct Listening {
+    captions: mpsc::Receiver<Caption>,
+    feed: Box<dyn Feed>,
+}
+
+/// Takes the samples of an open ear.
+pub trait Feed: Send + Sync + std::fmt::Debug {
+    /// Takes the next 16 kHz samples, or says how many found no room. It never waits.
+    fn push(&self, samples: &[f32]) -> usize;
+
+    /// No more samples will come.
+    fn finish(&self);
+}
+
+impl Listening {
+    /// An open ear and the engine's end of its captions. `capacity` captions may be waiting for their reader.
+    pub fn channel(feed: Box<dyn Feed>, capacity: usize) -> (Self, mpsc::Sender<Caption>) {
+        let (tx, captions) = mpsc::channel(capacity);
+        (Self { captions, feed }, tx)
+    }
+
+    /// Hands the next samples over, 16 kHz mono. Those that find no room (their number is returned) are lost to this ear and close it, but not
+    /// to the turn: [`Engine::respond`] brings all samples and computes what is missing.
+    pub fn push(&self, samples: &[f32]) -> usize {
+        self.feed.push(samples)
+    }
+
+    /// The sound ends here: the captions that are left come, all of their text committed. For a turn that nobody answers; a
+    /// [`Engine::respond`] tells the words itself, and needs no more than that the ear is dropped.
+    pub fn finish(&self) {
+        self.feed.finish();
+    }
+
+    /// The next caption; `None` when no more come.
+    pub async fn next(&mut self) -> Option<Caption> {
+        self.captions.recv().await
+    }
+
+    /// As [`Listening::next`], for threads outside the runtime.
+    pub fn blocking_next(&mut self) -> Option<Caption> {
+        self.captions.blocking_recv()
+    }
 }
 
 /// Why the engine refuses or fails.
@@ -180,6 +276,13 @@ pub trait Engine: Send + Sync + 'static {
     /// # Errors
     /// [`EngineError::Overloaded`] when the queue is full, [`EngineError::Stopped`] when the compute thread is gone.
     fn respond(&self, request: Request) -> Result<Turn, EngineError>;
+
+    /// Hears a turn while it is being spoken. Returns at once. With no sound to come it prepares: a conversation that was changed
+    /// (compacted, for one) is in the KV before its next turn.
+    ///
+    /// # Errors
+    /// As [`Engine::respond`].
+    fn listen(&self, listen: Listen) -> Result<Listening, EngineError>;
 
     /// Forgets a session's prefix and gives its memory back.
     fn close(&self, session: SessionId);

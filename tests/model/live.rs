@@ -21,6 +21,7 @@ async fn serve() -> String {
         words: true,
         turns: 2,
         remembered_tokens: 4096,
+        batched: true,
     };
     let engine = tokio::task::spawn_blocking(|| Local::start(options)).await.unwrap().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use hearken_models::checkpoint::{Checkpoint, Options};
 use hearken_models::decoder::Share;
+use hearken_models::kv::KvType;
 use hearken_models::{Error, Result, Tensor};
 
 /// One work that can be timed.
@@ -92,21 +93,22 @@ impl Meter {
     fn decode(&self, work: &Measured) -> Result<Duration> {
         let decoder = &self.checkpoint.decoder;
         let ids = |n: usize| (0..n).map(|i| (i * 37 % 500 + 100) as u32).collect::<Vec<_>>();
-        let mut caches = Vec::new();
+        let pool = decoder.pool((work.context + work.tokens * work.passes + 64) * work.streams, KvType::F32)?;
+        let mut sequences = Vec::new();
         for _ in 0..work.streams {
-            let mut cache = decoder.cache()?;
+            let mut sequence = pool.sequence();
             if work.context > 0 {
                 let x = decoder.embed(&ids(work.context))?;
-                decoder.forward(&x, &mut [Share { cache: &mut cache, tokens: work.context }])?;
+                decoder.forward(&x, &mut [Share { sequence: &mut sequence, tokens: work.context }])?;
             }
-            caches.push(cache);
+            sequences.push(sequence);
         }
         let x = decoder.embed(&ids(work.tokens * work.streams))?;
         let begun = Instant::now();
         for _ in 0..work.passes {
             let mut shares: Vec<Share<'_>> = Vec::new();
-            for cache in &mut caches {
-                shares.push(Share { cache, tokens: work.tokens });
+            for sequence in &mut sequences {
+                shares.push(Share { sequence, tokens: work.tokens });
             }
             let hidden = decoder.forward(&x, &mut shares)?;
             let last: Vec<u32> = (1..=work.streams).map(|s| (s * work.tokens - 1) as u32).collect();

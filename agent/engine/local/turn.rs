@@ -6,17 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use hearken_models::checkpoint::Checkpoint;
+use hearken_models::kv::{BLOCK, Salt, Unit};
 use hearken_models::prompt::Piece;
 use hearken_models::sampler::Sampler;
-use hearken_models::splitter::{Part, Splitter};
+use hearken_models::splitter::{Part as Said, Splitter};
 use hearken_models::tokenizer::Detokenizer;
+use hearken_models::words::Guess;
 use hearken_models::{Result, Tensor};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Job;
-use super::slots::{Slot, Unit, sound_hash};
-use crate::engine::{EngineError, Event, Finish, Request, SessionId, Thinking, Timings, Usage};
+use super::memory::Memory;
+use super::prompt::{self, Ears, Filling, Part, Unread};
+use super::track::Track;
+use crate::engine::{EngineError, Event, Finish, Pace, Request, SessionId, Thinking, Timings, Usage};
 
 /// How nano writes what the word ear heard into its reasoning.
 const WORDS: &str = "The words:";
@@ -24,12 +28,9 @@ const WORDS: &str = "The words:";
 const PATIENCE: usize = 48;
 /// What is told when the word ear heard nobody.
 const NO_WORDS: &str = "(none)";
-
-/// Rows waiting for the decoder: embeddings `[n, hidden]` and what each stands for.
-struct Input {
-    rows: Tensor,
-    units: Vec<Unit>,
-}
+/// Tokens of a segment of reasoning, and of reply, when both go on side by side. Source: MODEL "Mind-Paced Speaking".
+const THINK_SEGMENT: usize = 80;
+const REPLY_SEGMENT: usize = 20;
 
 /// Where the turn is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,164 +40,267 @@ enum Phase {
     Reply,
 }
 
+/// Which of a turn's tracks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Branch {
+    /// The prompt, the reasoning, and the reply behind it.
+    Mind,
+    /// A reply beside the reasoning.
+    Mouth,
+}
+
+/// How tokens become text.
+struct Voice {
+    sampler: Sampler,
+    splitter: Splitter,
+    detokenizer: Detokenizer,
+}
+
+impl Voice {
+    fn new(request: &Request, reasoning: bool) -> Self {
+        Self {
+            sampler: Sampler::new(request.sampling.clone()),
+            splitter: Splitter::new(reasoning),
+            detokenizer: Detokenizer::default(),
+        }
+    }
+}
+
+/// A reply that is spoken while the reasoning goes on: each of its segments is a fork of the mind as it is then.
+struct Mouth {
+    /// The segment that is being spoken.
+    track: Option<Track>,
+    voice: Voice,
+    /// All that was said.
+    ids: Vec<u32>,
+    /// Tokens of this segment still to come.
+    left: usize,
+    /// Segments begun.
+    segments: usize,
+}
+
+/// A request as tokens.
+pub(super) struct Plan {
+    parts: Vec<Part>,
+    pub(super) units: Vec<Unit>,
+    /// Without thinking, the ear's words are all the reasoning there is.
+    words_alone: bool,
+    /// Tokens it may come to.
+    pub(super) tokens: usize,
+}
+
+impl Plan {
+    pub(super) fn new(model: &Checkpoint, request: &Request) -> std::result::Result<Self, EngineError> {
+        let render = |thinking| model.format.render(&request.conversation, &request.tools, thinking);
+        let mut pieces = render(request.thinking);
+        let spoken = model.words.is_some() && pieces.iter().any(|p| matches!(p, Piece::Sound(_)));
+        // They are written where the reasoning stands: it is opened here, and closed once they are known.
+        let words_alone = spoken && request.thinking == Thinking::Off;
+        if words_alone {
+            pieces = render(Thinking::On);
+        }
+        let parts = prompt::parts(model, &request.conversation, &pieces).map_err(failed)?;
+        let units = prompt::units(&parts);
+        let tokens = units.len() + request.thinking_budget + request.max_reply_tokens;
+        let limit = model.decoder.config().max_position_embeddings;
+        if tokens > limit {
+            return Err(EngineError::ContextFull { tokens, limit });
+        }
+        Ok(Self { parts, units, words_alone, tokens })
+    }
+}
+
+fn failed(error: impl ToString) -> EngineError {
+    EngineError::Model(error.to_string())
+}
+
 /// A live turn.
 pub(super) struct Live {
     pub(super) session: SessionId,
-    pub(super) slot: Slot,
+    pub(super) salt: Salt,
+    pub(super) mind: Track,
+    mouth: Option<Mouth>,
     events: mpsc::Sender<Event>,
     cancel: Arc<AtomicBool>,
     /// Events the reader was not ready for.
     outbox: VecDeque<Event>,
-    inputs: VecDeque<Input>,
+    filling: Filling,
     request: Request,
-    sampler: Sampler,
-    splitter: Splitter,
-    detokenizer: Detokenizer,
-    /// The end of the reasoning so far, as far as [`WORDS`] is looked for in it.
-    tail: String,
+    voice: Voice,
+    /// The newest sounds by name, and their words as far as they were read.
+    said: Vec<(Option<Unit>, Option<String>)>,
+    unread: VecDeque<Unread>,
+    reading: Option<(Unread, Guess)>,
     /// Words that are still to be written into the reasoning.
     words: Option<String>,
+    words_alone: bool,
+    /// The reasoning waits for the words; whether it is over when they come.
+    holding: Option<bool>,
+    /// The end of the reasoning so far, as far as [`WORDS`] is looked for in it.
+    tail: String,
     phase: Phase,
     since: Instant,
     usage: Usage,
     timings: Timings,
+    /// Tokens of its prompt.
+    prompt: usize,
+    /// Tokens it may come to.
+    most: usize,
     pub(super) finish: Option<Finish>,
 }
 
 impl Live {
-    /// Renders and hears the request: all that comes before the decoder.
-    pub(super) fn begin(job: Job, slot: Slot, checkpoint: &mut Checkpoint) -> std::result::Result<Self, Refused> {
+    /// A turn of which `mind` has the first `kept` tokens. `ears` may have heard the beginning of its sound.
+    pub(super) fn begin(
+        model: &Checkpoint,
+        job: Job,
+        plan: Plan,
+        (mind, kept): (Track, usize),
+        ears: Option<&Ears>,
+        memory: &Memory,
+    ) -> Self {
         let Job { request, events, cancel, since } = job;
         let begun = Instant::now();
-        let turn = Self {
+        let sound_tokens = plan.units.iter().filter(|u| matches!(u, Unit::Sound(..))).count();
+        let usage = Usage {
+            sound_tokens,
+            text_tokens: plan.units.len() - sound_tokens,
+            cached_tokens: kept,
+            ..Usage::default()
+        };
+        let read = |name: &Unit| memory.words(*name).map(str::to_owned);
+        let said = if model.words.is_some() {
+            prompt::newest(&plan.parts).map(|name| (name, name.as_ref().and_then(read))).collect()
+        } else {
+            Vec::new()
+        };
+        let filling = Filling::new(model, plan.parts, kept, ears, |name| memory.words(name).is_some());
+        let mut turn = Self {
             session: request.session,
+            salt: Salt(request.tenant.0),
+            mind,
+            mouth: None,
             events,
             cancel,
             outbox: VecDeque::new(),
-            inputs: VecDeque::new(),
-            sampler: Sampler::new(request.sampling.clone()),
-            splitter: Splitter::new(request.thinking == Thinking::On),
-            detokenizer: Detokenizer::default(),
-            tail: String::new(),
+            filling,
+            voice: Voice::new(&request, request.thinking == Thinking::On),
+            said,
+            unread: VecDeque::new(),
+            reading: None,
             words: None,
+            words_alone: plan.words_alone,
+            holding: None,
+            tail: String::new(),
             phase: Phase::Prefill,
             since: begun,
-            usage: Usage::default(),
+            usage,
             timings: Timings { queued: begun - since, ..Timings::default() },
+            prompt: plan.units.len(),
+            most: plan.tokens,
             finish: None,
-            slot,
             request,
         };
-        turn.prepare(checkpoint)
+        turn.hear_words();
+        turn
     }
 
-    fn prepare(mut self, checkpoint: &mut Checkpoint) -> std::result::Result<Self, Refused> {
-        let Request { conversation, tools, thinking, .. } = &self.request;
-        let mut pieces = checkpoint.format.render(conversation, tools, *thinking);
-        let spoken = checkpoint.words.is_some() && pieces.iter().any(|p| matches!(p, Piece::Sound(_)));
-        // Without thinking, the words are all the reasoning there is: it is opened here, and closed once they are known.
-        let words_alone = spoken && *thinking == Thinking::Off;
-        if words_alone {
-            pieces = checkpoint.format.render(conversation, tools, Thinking::On);
+    /// Tells the words once all of them are read.
+    fn hear_words(&mut self) {
+        if self.said.is_empty() || self.said.iter().any(|(_, words)| words.is_none()) {
+            return;
         }
-        let units = match wanted(checkpoint, &pieces) {
-            Ok(units) => units,
-            Err(e) => return Err(self.refuse(e)),
-        };
-        self.usage.sound_tokens = units.iter().filter(|u| matches!(u, Unit::Sound(..))).count();
-        self.usage.text_tokens = units.len() - self.usage.sound_tokens;
-        let (tokens, limit) = (
-            units.len() + self.request.thinking_budget + self.request.max_reply_tokens,
-            checkpoint.decoder.config().max_position_embeddings,
-        );
-        if tokens > limit {
-            return Err(self.fail(EngineError::ContextFull { tokens, limit }));
-        }
-        let kept = self.slot.reuse(&units);
-        self.usage.cached_tokens = kept;
-        let mut filled = self.fill(checkpoint, &pieces, &units, kept);
-        if filled.is_ok() && words_alone {
-            filled = self.reason_in_words_alone(checkpoint);
-        }
-        match filled {
-            Ok(()) => Ok(self),
-            Err(e) => Err(self.refuse(e)),
-        }
+        let words: Vec<String> = self.said.drain(..).filter_map(|(_, words)| words.filter(|w| !w.is_empty())).collect();
+        let words = words.join(" ");
+        self.outbox.push_back(Event::Heard(words.clone()));
+        self.words = Some(if words.is_empty() { NO_WORDS.into() } else { words });
     }
 
-    /// Embeds everything from unit `kept` on, hearing the sounds in it; then listens for the newest sound's words.
-    fn fill(&mut self, checkpoint: &mut Checkpoint, pieces: &[Piece], units: &[Unit], kept: usize) -> Result<()> {
-        let started = Instant::now();
-        let mut at = 0;
-        for piece in pieces {
-            let count = match piece {
-                Piece::Sound(samples) => Checkpoint::sound_tokens(samples.len()),
-                // Neighbouring texts are one stretch of tokens, which the first of them covers.
-                _ => units[at..].iter().position(|u| matches!(u, Unit::Sound(..))).unwrap_or(units.len() - at),
+    /// Blocks that it may still take from the pool.
+    pub(super) fn promised(&self) -> usize {
+        let own = self.mind.sequence.blocks_for(self.most.saturating_sub(self.mind.sequence.len()));
+        // A mouth copies a half-full block and repeats what was said.
+        own + if self.is_paced() { self.request.max_reply_tokens.div_ceil(BLOCK) + 1 } else { 0 }
+    }
+
+    /// Lets others who begin alike find its prompt; what was drawn behind it nobody asks for again.
+    pub(super) fn publish(&self) {
+        let mut prompt = self.mind.fork();
+        prompt.truncate(self.prompt);
+        prompt.publish(self.salt);
+    }
+
+    /// Whether its sound is not all heard.
+    pub(super) fn has_sound(&self) -> bool {
+        !self.filling.is_done()
+    }
+
+    /// Hears a slice of its sound, and puts in what of its prompt comes before the next one.
+    pub(super) fn hear(&mut self, model: &Checkpoint) -> Result<()> {
+        let begun = Instant::now();
+        self.filling.step(model, &mut self.mind, &mut self.unread)?;
+        self.timings.encode += begun.elapsed();
+        Ok(())
+    }
+
+    /// Goes on reading the words of its sound; `false` when there is nothing to read now. What was read is kept in the session's memory.
+    pub(super) fn read(&mut self, model: &Checkpoint, memory: &mut Memory) -> Result<bool> {
+        let Some(ear) = &model.words else { return Ok(false) };
+        // The first token of the reasoning does not need them.
+        if self.has_sound() || (self.phase == Phase::Prefill && !self.words_alone) {
+            return Ok(false);
+        }
+        let begun = Instant::now();
+        let Some((_, guess)) = &mut self.reading else {
+            let Some(unread) = self.unread.pop_front() else {
+                self.words_came(model)?;
+                return Ok(false);
             };
-            let range = at.max(kept)..(at + count).max(kept);
-            if !range.is_empty() {
-                match piece {
-                    Piece::Sound(samples) => {
-                        let heard = checkpoint.hear(samples)?;
-                        let rows: Vec<_> = heard.iter().map(|h| &h.embeddings).collect();
-                        let rows = Tensor::cat(&rows, 0)?.narrow(0, range.start - at, range.len())?;
-                        self.inputs.push_back(Input { rows, units: units[range].to_vec() });
-                    }
-                    _ => self.push_tokens(checkpoint, &units[range])?,
+            if let Some(guess) = unread.ears.guess(model)? {
+                self.reading = Some((unread, guess));
+            }
+            self.timings.words += begun.elapsed();
+            return Ok(true);
+        };
+        if !ear.step(guess)?
+            && let Some((mut unread, guess)) = self.reading.take()
+            && let Some(words) = unread.ears.words()
+        {
+            ear.settle(words, &guess, true)?;
+            let text = ear.said(words)?;
+            if let Some(name) = unread.name {
+                memory.remember_words(name, text.clone());
+            }
+            for (name, words) in &mut self.said {
+                if *name == unread.name {
+                    *words = Some(text.clone());
                 }
             }
-            at += count;
+            self.hear_words();
         }
-        self.timings.encode = started.elapsed();
-        let newest = pieces.iter().rev().find_map(|p| if let Piece::Sound(samples) = p { Some(samples) } else { None });
-        if let Some(samples) = newest {
-            self.listen(checkpoint, samples)?;
-        }
-        Ok(())
+        self.timings.words += begun.elapsed();
+        Ok(true)
     }
 
-    /// Finds the newest sound's words, where the checkpoint has an ear for them.
-    fn listen(&mut self, checkpoint: &mut Checkpoint, samples: &Arc<[f32]>) -> Result<()> {
-        let started = Instant::now();
-        let hash = sound_hash(samples);
-        let cancel = self.cancel.clone();
-        let words = match self.slot.words.get(&hash) {
-            Some(words) => Some(words.clone()),
-            None => checkpoint.words(samples, || !cancel.load(Ordering::Acquire))?,
-        };
-        self.timings.words = started.elapsed();
-        if let Some(words) = words {
-            if !self.is_cancelled() {
-                self.slot.words = [(hash, words.clone())].into();
-            }
-            self.outbox.push_back(Event::Heard(words.clone()));
-            self.words = Some(if words.is_empty() { NO_WORDS.into() } else { words });
+    /// Whoever waited for the words goes on.
+    fn words_came(&mut self, model: &Checkpoint) -> Result<()> {
+        if self.words_alone {
+            self.words_alone = false;
+            let words = self.words.take().unwrap_or_default();
+            // The line break belongs to the words' last token, as in training: "?\n" is one token.
+            let mut tokens = model.tokenizer.text(&format!("{WORDS} {words}\n"))?;
+            tokens.extend(model.tokenizer.control(model.format.end_of_thinking().trim_start())?);
+            self.mind.push_tokens(model, &tokens)?;
+        }
+        if let Some(over) = self.holding.take() {
+            self.steer(model, over)?;
         }
         Ok(())
     }
 
-    /// Writes the words and closes the reasoning.
-    fn reason_in_words_alone(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let words = self.words.take().unwrap_or_default();
-        // The line break belongs to the words' last token, as in training: "?\n" is one token.
-        let mut tokens = checkpoint.tokenizer.text(&format!("{WORDS} {words}\n"))?;
-        tokens.extend(checkpoint.tokenizer.control(checkpoint.format.end_of_thinking().trim_start())?);
-        self.push_ids(checkpoint, &tokens)
-    }
-
-    fn push_ids(&mut self, checkpoint: &Checkpoint, ids: &[u32]) -> Result<()> {
-        self.push_tokens(checkpoint, &ids.iter().map(|id| Unit::Token(*id)).collect::<Vec<_>>())
-    }
-
-    fn push_tokens(&mut self, checkpoint: &Checkpoint, units: &[Unit]) -> Result<()> {
-        let id = |unit: &Unit| if let Unit::Token(id) = unit { Some(*id) } else { None };
-        let ids: Vec<u32> = units.iter().filter_map(id).collect();
-        if !ids.is_empty() {
-            let rows = checkpoint.decoder.embed(&ids)?;
-            self.inputs.push_back(Input { rows, units: units.to_vec() });
-        }
-        Ok(())
+    /// Whether it can do nothing before its words are read.
+    pub(super) fn waits_for_words(&self) -> bool {
+        self.holding.is_some() || (self.words_alone && !self.has_sound() && self.mind.waiting() == 0)
     }
 
     /// Whether nobody wants this turn any more.
@@ -220,107 +324,187 @@ impl Live {
         self.phase != Phase::Prefill
     }
 
+    /// The tracks that have rows for the next pass, and how many.
+    pub(super) fn branches(&self) -> impl Iterator<Item = (Branch, usize)> {
+        let mouth = self.mouth.as_ref().and_then(|mouth| mouth.track.as_ref()).map_or(0, Track::waiting);
+        let rows = [(Branch::Mind, self.mind.waiting()), (Branch::Mouth, mouth)];
+        rows.into_iter().filter(|(_, rows)| *rows > 0)
+    }
+
+    /// One of its tracks, if it is there.
+    pub(super) fn track(&mut self, branch: Branch) -> Option<&mut Track> {
+        match branch {
+            Branch::Mind => Some(&mut self.mind),
+            Branch::Mouth => self.mouth.as_mut().and_then(|mouth| mouth.track.as_mut()),
+        }
+    }
+
+    /// All of its tracks, in the order of [`Live::branches`].
+    pub(super) fn tracks(&mut self) -> impl Iterator<Item = (Branch, &mut Track)> {
+        let mouth = self.mouth.as_mut().and_then(|mouth| mouth.track.as_mut());
+        std::iter::once((Branch::Mind, &mut self.mind)).chain(mouth.map(|track| (Branch::Mouth, track)))
+    }
+
     /// Takes up to `most` rows for the next forward pass.
-    pub(super) fn take_rows(&mut self, most: usize) -> Result<Option<Tensor>> {
-        let (mut rows, mut room) = (Vec::new(), most);
-        while let Some(mut input) = self.inputs.pop_front() {
-            let all = input.units.len();
-            let count = all.min(room);
-            rows.push(input.rows.narrow(0, 0, count)?);
-            self.slot.units.extend(input.units.drain(..count));
-            room -= count;
-            if count < all {
-                input.rows = input.rows.narrow(0, count, all - count)?;
-                self.inputs.push_front(input);
-            }
-            if room == 0 {
-                break;
-            }
-        }
-        match rows.len() {
-            0 => Ok(None),
-            1 => Ok(rows.pop()),
-            _ => Ok(Some(Tensor::cat(&rows, 0)?)),
-        }
+    pub(super) fn take(&mut self, branch: Branch, most: usize) -> Result<Option<Tensor>> {
+        self.track(branch).map_or(Ok(None), |track| track.take(most))
     }
 
     /// Whether the rows just computed end in the place where the next token is drawn.
-    pub(super) fn wants_logits(&self) -> bool {
-        self.inputs.is_empty()
+    pub(super) fn wants_logits(&mut self, branch: Branch) -> bool {
+        let ready = branch == Branch::Mouth || (self.filling.is_done() && !self.words_alone);
+        ready && self.track(branch).is_some_and(|track| track.waiting() == 0)
     }
 
     /// Draws the next token and says what follows from it.
-    pub(super) fn draw(&mut self, checkpoint: &Checkpoint, logits: &mut [f32]) -> Result<()> {
+    pub(super) fn draw(&mut self, model: &Checkpoint, branch: Branch, logits: &mut [f32]) -> Result<()> {
+        match branch {
+            Branch::Mind => self.think(model, logits),
+            Branch::Mouth => self.speak(model, logits),
+        }
+    }
+
+    fn think(&mut self, model: &Checkpoint, logits: &mut [f32]) -> Result<()> {
         if self.phase == Phase::Prefill {
-            self.enter(if self.splitter.is_reasoning() { Phase::Think } else { Phase::Reply });
+            self.enter(if self.voice.splitter.is_reasoning() { Phase::Think } else { Phase::Reply });
+            if self.is_paced() && self.request.pace == Pace::SpeakFirst {
+                self.open_mouth(model)?;
+            }
         }
-        let token = self.sampler.draw(logits);
-        if token == checkpoint.stop && self.splitter.is_reasoning() {
+        let token = self.voice.sampler.draw(logits);
+        if token == model.stop && self.voice.splitter.is_reasoning() {
             // A turn that ends inside its reasoning has answered nothing: the reasoning is over, the reply is still due.
-            return self.steer(checkpoint, true);
+            return self.steer(model, true);
         }
-        if token == checkpoint.stop {
+        if token == model.stop {
             self.finish = Some(Finish::Stop);
             return Ok(());
         }
-        if self.splitter.is_reasoning() {
-            self.usage.reasoning_tokens += 1;
-        } else {
-            self.usage.reply_tokens += 1;
-        }
-        self.push_ids(checkpoint, &[token])?;
-        let text = checkpoint.tokenizer.stream(&mut self.detokenizer, token)?;
+        let reasoning = self.voice.splitter.is_reasoning();
+        let count = if reasoning { &mut self.usage.reasoning_tokens } else { &mut self.usage.reply_tokens };
+        *count += 1;
+        self.mind.push_tokens(model, &[token])?;
+        let text = model.tokenizer.stream(&mut self.voice.detokenizer, token)?;
         self.write(&text);
-        if self.splitter.is_reasoning() {
-            self.steer(checkpoint, self.usage.reasoning_tokens >= self.request.thinking_budget)?;
+        if self.voice.splitter.is_reasoning() {
+            self.steer(model, self.usage.reasoning_tokens >= self.request.thinking_budget)?;
         } else if self.usage.reply_tokens >= self.request.max_reply_tokens {
             self.finish = Some(Finish::Length);
+        }
+        self.go_on_speaking(model)
+    }
+
+    fn is_paced(&self) -> bool {
+        self.request.pace != Pace::ThinkBefore && self.request.thinking == Thinking::On
+    }
+
+    /// Begins the next segment of the reply when the reasoning has come far enough for it.
+    fn go_on_speaking(&mut self, model: &Checkpoint) -> Result<()> {
+        if !self.is_paced() || self.holding.is_some() {
+            return Ok(());
+        }
+        let begun = self.mouth.as_ref().map_or(0, |mouth| mouth.segments);
+        let ahead = usize::from(self.request.pace == Pace::SpeakFirst);
+        let enough = self.usage.reasoning_tokens >= THINK_SEGMENT * (begun + 1 - ahead.min(begun));
+        let over = !self.voice.splitter.is_reasoning();
+        if (enough || over) && self.mouth.as_ref().is_none_or(|mouth| mouth.track.is_none()) {
+            self.open_mouth(model)?;
         }
         Ok(())
     }
 
+    /// A fork of the mind with its reasoning closed and what was said so far: the next segment of the reply.
+    fn open_mouth(&mut self, model: &Checkpoint) -> Result<()> {
+        let over = !self.voice.splitter.is_reasoning();
+        let mut track = self.mind.fork_with_waiting();
+        if !over {
+            track.push_tokens(model, &model.tokenizer.control(model.format.end_of_thinking())?)?;
+        }
+        let request = &self.request;
+        let fresh = || Mouth { track: None, voice: Voice::new(request, false), ids: Vec::new(), left: 0, segments: 0 };
+        let mouth = self.mouth.get_or_insert_with(fresh);
+        track.push_tokens(model, &mouth.ids)?;
+        mouth.track = Some(track);
+        mouth.segments += 1;
+        // When the reasoning is over, the reply runs on to its end.
+        mouth.left = if over { usize::MAX } else { REPLY_SEGMENT };
+        if over {
+            self.mind.stop();
+        }
+        Ok(())
+    }
+
+    fn speak(&mut self, model: &Checkpoint, logits: &mut [f32]) -> Result<()> {
+        let Some(mouth) = &mut self.mouth else { return Ok(()) };
+        let token = mouth.voice.sampler.draw(logits);
+        if token == model.stop {
+            self.finish = Some(Finish::Stop);
+            return Ok(());
+        }
+        mouth.ids.push(token);
+        mouth.left -= 1;
+        if mouth.left == 0 {
+            mouth.track = None;
+        } else if let Some(track) = &mut mouth.track {
+            track.push_tokens(model, &[token])?;
+        }
+        let text = model.tokenizer.stream(&mut mouth.voice.detokenizer, token)?;
+        for part in mouth.voice.splitter.push(&text) {
+            self.part(part);
+        }
+        self.usage.reply_tokens += 1;
+        if self.usage.reply_tokens >= self.request.max_reply_tokens {
+            self.finish = Some(Finish::Length);
+        }
+        self.go_on_speaking(model)
+    }
+
     /// Puts the ear's words where the reasoning asks for them, and closes a reasoning that is `over`.
-    fn steer(&mut self, checkpoint: &Checkpoint, over: bool) -> Result<()> {
+    fn steer(&mut self, model: &Checkpoint, over: bool) -> Result<()> {
         let asked = self.tail.trim_end().ends_with(WORDS);
-        let mut end = checkpoint.format.end_of_thinking();
+        let mut end = model.format.end_of_thinking();
         let due = asked || over || self.usage.reasoning_tokens >= PATIENCE;
+        if due && !self.said.is_empty() {
+            self.holding = Some(over);
+            return Ok(());
+        }
         if let Some(words) = self.words.take_if(|_| due) {
             let lead = if asked { String::new() } else { format!("\n{WORDS}") };
             // With the line break, for "?\n" is one token and stands so in the training.
-            self.force(checkpoint, &format!("{lead} {words}\n"), false)?;
+            self.force(model, &format!("{lead} {words}\n"), false)?;
             end = end.trim_start();
         }
         if over {
-            self.force(checkpoint, end, true)?;
+            self.force(model, end, true)?;
         }
         Ok(())
     }
 
     /// Writes text as if the model had.
-    fn force(&mut self, checkpoint: &Checkpoint, text: &str, control: bool) -> Result<()> {
-        let ids = if control { checkpoint.tokenizer.control(text)? } else { checkpoint.tokenizer.text(text)? };
-        ids.iter().for_each(|id| self.sampler.observe(*id));
-        self.push_ids(checkpoint, &ids)?;
-        self.detokenizer = Detokenizer::default();
+    fn force(&mut self, model: &Checkpoint, text: &str, control: bool) -> Result<()> {
+        let ids = if control { model.tokenizer.control(text)? } else { model.tokenizer.text(text)? };
+        ids.iter().for_each(|id| self.voice.sampler.observe(*id));
+        self.mind.push_tokens(model, &ids)?;
+        self.voice.detokenizer = Detokenizer::default();
         self.write(text);
         Ok(())
     }
 
     fn write(&mut self, text: &str) {
-        if self.words.is_some() {
+        if self.words.is_some() || !self.said.is_empty() {
             self.tail.push_str(text);
         }
-        for part in self.splitter.push(text) {
+        for part in self.voice.splitter.push(text) {
             self.part(part);
         }
     }
 
-    fn part(&mut self, part: Part) {
+    fn part(&mut self, part: Said) {
         self.outbox.push_back(match part {
-            Part::Reasoning(text) => Event::Reasoning(text),
-            Part::Reply(text) => Event::Reply(text),
-            Part::ToolCall { name, arguments } => Event::ToolCall { name, arguments },
-            Part::EndOfReasoning => return self.enter(Phase::Reply),
+            Said::Reasoning(text) => Event::Reasoning(text),
+            Said::Reply(text) => Event::Reply(text),
+            Said::ToolCall { name, arguments } => Event::ToolCall { name, arguments },
+            Said::EndOfReasoning => return self.enter(Phase::Reply),
         });
     }
 
@@ -336,27 +520,27 @@ impl Live {
         (self.phase, self.since) = (phase, Instant::now());
     }
 
-    /// Ends the turn: the last events go out, the slot comes back for the next turn.
-    pub(super) fn end(mut self, finish: Finish) -> (SessionId, Slot) {
-        let splitter = std::mem::replace(&mut self.splitter, Splitter::new(false));
-        for part in splitter.finish() {
-            self.part(part);
+    /// Ends the turn: the last events go out, the track comes back for the next turn.
+    pub(super) fn end(mut self, finish: Finish) -> (SessionId, Track) {
+        let voice = self.mouth.take().map(|mouth| mouth.voice);
+        for splitter in [std::mem::replace(&mut self.voice.splitter, Splitter::new(false))]
+            .into_iter()
+            .chain(voice.map(|voice| voice.splitter))
+        {
+            for part in splitter.finish() {
+                self.part(part);
+            }
         }
         self.enter(Phase::Reply);
         self.outbox.push_back(Event::Done { finish, usage: self.usage, timings: self.timings });
         self.deliver();
-        (self.session, self.slot)
+        (self.session, self.mind)
     }
 
-    /// Ends the turn with an error. Its slot is dropped: whether the cache is whole is not known.
-    pub(super) fn fail(mut self, error: EngineError) -> Refused {
-        self.outbox.push_back(Event::Failed(error));
+    /// Ends the turn with an error. Its track is dropped: whether it is whole is not known.
+    pub(super) fn refuse(mut self, error: impl ToString) {
+        self.outbox.push_back(Event::Failed(failed(error)));
         self.deliver();
-        Refused
-    }
-
-    pub(super) fn refuse(self, error: impl ToString) -> Refused {
-        self.fail(EngineError::Model(error.to_string()))
     }
 
     /// Delivers what is left without holding up the compute thread: a reader that lags is served from a task of its own.
@@ -369,23 +553,4 @@ impl Live {
         // Ends with the reader: when it has read all, or is gone.
         drop(std::thread::Builder::new().name("deliver".into()).spawn(deliver));
     }
-}
-
-/// A turn that was ended with an error.
-pub(super) struct Refused;
-
-/// What each token of a rendered prompt stands for.
-fn wanted(checkpoint: &Checkpoint, pieces: &[Piece]) -> Result<Vec<Unit>> {
-    let mut units = Vec::new();
-    for piece in pieces {
-        match piece {
-            Piece::Control(text) => units.extend(checkpoint.tokenizer.control(text)?.into_iter().map(Unit::Token)),
-            Piece::Text(text) => units.extend(checkpoint.tokenizer.text(text)?.into_iter().map(Unit::Token)),
-            Piece::Sound(samples) => {
-                let hash = sound_hash(samples);
-                units.extend((0..Checkpoint::sound_tokens(samples.len()) as u32).map(|n| Unit::Sound(hash, n)));
-            }
-        }
-    }
-    Ok(units)
 }

@@ -1,0 +1,240 @@
+//! The engine on nano: a turn that was heard while it was spoken is the turn that is heard afterwards, only sooner.
+
+use std::sync::Arc;
+
+use hearken::engine::local::{Local, LocalOptions};
+use hearken::engine::{
+    Caption, Content, Engine, Event, Item, Listen, Listening, Pace, Request, Role, Sampling, SessionId, Tenant,
+    Thinking, Timings, Turn, Usage,
+};
+
+fn nano(words: bool) -> Local {
+    let path = crate::nano_directory();
+    Local::start(LocalOptions { path, device: "cpu".into(), words, turns: 8, remembered_tokens: 8192, batched: true })
+        .unwrap()
+}
+
+fn spoken(samples: &[f32]) -> Vec<Item> {
+    let system = Item::Message { role: Role::System, content: vec![Content::Text("You are a listener.".into())] };
+    vec![system, Item::Message { role: Role::User, content: vec![Content::Sound(Arc::from(samples))] }]
+}
+
+fn request(session: u64, conversation: Vec<Item>) -> Request {
+    Request {
+        session: SessionId(session),
+        tenant: Tenant(1),
+        conversation,
+        tools: String::new(),
+        thinking: Thinking::On,
+        thinking_budget: 40,
+        pace: Pace::ThinkBefore,
+        max_reply_tokens: 12,
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+    }
+}
+
+fn listen(engine: &Local, session: u64, tenant: Tenant) -> Listening {
+    let listen =
+        Listen { session: SessionId(session), tenant, conversation: spoken(&[]), tools: String::new(), captions: true };
+    engine.listen(listen).unwrap()
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    heard: String,
+    reasoning: String,
+    reply: String,
+    usage: Usage,
+    timings: Timings,
+}
+
+fn told(mut turn: Turn) -> Told {
+    let mut told = Told::default();
+    while let Some(event) = turn.blocking_next() {
+        match event {
+            Event::Heard(text) => told.heard = text,
+            Event::Reasoning(text) => told.reasoning.push_str(&text),
+            Event::Reply(text) => told.reply.push_str(&text),
+            Event::Done { usage, timings, .. } => (told.usage, told.timings) = (usage, timings),
+            other => panic!("{other:?}"),
+        }
+    }
+    told
+}
+
+fn jfk() -> Vec<f32> {
+    hearken::audio::file::read(&crate::tests("audio/jfk.wav"), 60.0).unwrap()
+}
+
+/// Speaks, and reads a caption for each second of it.
+fn speak(listening: &mut Listening, samples: &[f32]) -> String {
+    let mut committed = String::new();
+    for second in samples.chunks(16_000) {
+        second.chunks(320).for_each(|packet| assert_eq!(listening.push(packet), 0));
+        if second.len() == 16_000 {
+            let Caption { committed: more, .. } = listening.blocking_next().unwrap();
+            committed.push_str(&more);
+        }
+    }
+    committed
+}
+
+#[test]
+fn a_turn_heard_while_spoken_is_the_turn_heard_afterwards() {
+    let engine = nano(false);
+    let samples = jfk();
+    let cold = told(engine.respond(request(1, spoken(&samples))).unwrap());
+    assert_eq!(cold.usage.cached_tokens, 0);
+    // Another tenant's, so that nothing is found in the prefix index.
+    let of_another = |mut request: Request| {
+        request.tenant = Tenant(2);
+        request
+    };
+    let listening = listen(&engine, 2, Tenant(2));
+    samples.chunks(320).for_each(|packet| assert_eq!(listening.push(packet), 0));
+    drop(listening);
+    let warm = told(engine.respond(of_another(request(2, spoken(&samples)))).unwrap());
+    assert_eq!((&warm.reasoning, &warm.reply), (&cold.reasoning, &cold.reply));
+    assert!(warm.usage.cached_tokens * 10 > 8 * warm.usage.sound_tokens, "{:?}", warm.usage);
+    // Again: now all of it is known but the last token.
+    let again = told(engine.respond(of_another(request(2, spoken(&samples)))).unwrap());
+    assert_eq!((&again.reasoning, &again.reply), (&cold.reasoning, &cold.reply));
+    assert_eq!(again.usage.cached_tokens + 1, again.usage.sound_tokens + again.usage.text_tokens);
+}
+
+#[test]
+fn i7_captions_that_were_committed_begin_what_was_heard() {
+    let engine = nano(true);
+    let samples = jfk();
+    let mut listening = listen(&engine, 1, Tenant(1));
+    let committed = speak(&mut listening, &samples);
+    assert!(committed.len() > 40, "{committed:?}");
+    drop(listening);
+    let heard = told(engine.respond(request(1, spoken(&samples))).unwrap());
+    assert!(heard.heard.starts_with(&committed), "{committed:?} stays: {:?}", heard.heard);
+    assert!(heard.reasoning.contains(&heard.heard), "the words stand in the reasoning: {heard:?}");
+    // A second answer to the same sound does not listen again.
+    let again = told(engine.respond(request(1, spoken(&samples))).unwrap());
+    assert_eq!((again.heard, again.timings.encode.as_millis()), (heard.heard, 0));
+}
+
+#[test]
+fn i3_a_mind_that_thought_too_early_leaves_nothing_behind() {
+    let engine = nano(false);
+    let samples = jfk();
+    let cold = told(engine.respond(request(1, spoken(&samples))).unwrap());
+    let listening = listen(&engine, 2, Tenant(1));
+    // A pause after four seconds: thinking begins on what was said, and is dropped when speech goes on.
+    let pause = 4 * 16_000 + 123;
+    listening.push(&samples[..pause]);
+    let mut early = engine.respond(request(2, spoken(&samples[..pause]))).unwrap();
+    assert!(matches!(early.blocking_next(), Some(Event::Reasoning(_) | Event::Heard(_))));
+    listening.push(&samples[pause..pause + 1000]);
+    drop(early);
+    listening.push(&samples[pause + 1000..]);
+    // Two of the same session at once, and the ear still open.
+    let (one, two) =
+        (engine.respond(request(2, spoken(&samples))).unwrap(), engine.respond(request(2, spoken(&samples))).unwrap());
+    let (one, two) = (told(one), told(two));
+    assert_eq!((&one.reasoning, &one.reply), (&cold.reasoning, &cold.reply));
+    assert_eq!((&two.reasoning, &two.reply), (&cold.reasoning, &cold.reply));
+}
+
+#[test]
+fn a_conversation_goes_on_from_what_was_said() {
+    let engine = nano(true);
+    let samples = jfk();
+    let first = told(engine.respond(request(1, spoken(&samples))).unwrap());
+    let mut conversation = spoken(&samples);
+    conversation.push(Item::Message { role: Role::Assistant, content: vec![Content::Text(first.reply)] });
+    conversation.push(Item::Message { role: Role::User, content: vec![Content::Text("Say it again.".into())] });
+    let second = told(engine.respond(request(1, conversation)).unwrap());
+    let new = second.usage.text_tokens + second.usage.sound_tokens - second.usage.cached_tokens;
+    assert!(new < 40, "only what is new goes through: {:?}", second.usage);
+    assert!(!second.reply.is_empty());
+}
+
+#[test]
+fn thinking_and_speaking_side_by_side_ends_with_a_reply() {
+    let engine = nano(true);
+    for pace in [Pace::ThinkFirst, Pace::SpeakFirst] {
+        let mut request = request(
+            1,
+            vec![Item::Message {
+                role: Role::User,
+                content: vec![Content::Text("Count from one to five, in words.".into())],
+            }],
+        );
+        (request.pace, request.thinking_budget, request.max_reply_tokens) = (pace, 120, 60);
+        let mut turn = engine.respond(request).unwrap();
+        let (mut order, mut told) = (Vec::new(), Told::default());
+        while let Some(event) = turn.blocking_next() {
+            match event {
+                Event::Reasoning(text) => {
+                    order.push('r');
+                    told.reasoning.push_str(&text);
+                }
+                Event::Reply(text) => {
+                    order.push('s');
+                    told.reply.push_str(&text);
+                }
+                Event::Done { usage, .. } => told.usage = usage,
+                Event::Heard(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(!told.reply.trim().is_empty() && !told.reasoning.is_empty(), "{pace:?}: {told:?}");
+        if told.usage.reasoning_tokens > 100 {
+            let first_said = order.iter().position(|c| *c == 's').unwrap();
+            assert!(order[first_said..].contains(&'r'), "{pace:?}: both go on side by side");
+        }
+        println!("{pace:?}: {} | {}", told.reasoning, told.reply);
+    }
+}
+
+#[test]
+fn i5_an_ear_takes_a_segment_and_says_what_found_no_room() {
+    let engine = nano(false);
+    let listening = listen(&engine, 1, Tenant(1));
+    let second = vec![0.0; 16_000];
+    let lost: usize = (0..32).map(|_| listening.push(&second)).sum();
+    assert_eq!(lost, 32 * 16_000 - hearken_models::checkpoint::SEGMENT);
+    // As many ears as turns, and not one more.
+    let ears: Vec<_> = (2..=8).map(|id| listen(&engine, id, Tenant(1))).collect();
+    let ninth = Listen {
+        session: SessionId(9),
+        tenant: Tenant(1),
+        conversation: spoken(&[]),
+        tools: String::new(),
+        captions: false,
+    };
+    assert!(matches!(engine.listen(ninth.clone()), Err(hearken::engine::EngineError::Overloaded { waiting: 8 })));
+    drop((ears, listening));
+    // What was given back is there for the next one, as soon as the ears have heard what was left.
+    let again = || {
+        (0..600).any(|_| {
+            engine.listen(ninth.clone()).is_ok() || {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                false
+            }
+        })
+    };
+    assert!(again());
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_it_begins() {
+    let path = crate::nano_directory();
+    let options =
+        LocalOptions { path, device: "cpu".into(), words: false, turns: 8, remembered_tokens: 0, batched: true };
+    let engine = Local::start(options).unwrap();
+    let mut long =
+        request(1, vec![Item::Message { role: Role::User, content: vec![Content::Text("a b ".repeat(16_000))] }]);
+    long.max_reply_tokens = 40_000;
+    let mut turn = engine.respond(long).unwrap();
+    assert!(matches!(turn.blocking_next(), Some(Event::Failed(hearken::engine::EngineError::ContextFull { .. }))));
+    assert!(turn.blocking_next().is_none());
+    // And the next one is served.
+    let small = request(1, vec![Item::Message { role: Role::User, content: vec![Content::Text("Hello.".into())] }]);
+    assert!(!told(engine.respond(small).unwrap()).reply.is_empty());
+}
