@@ -133,6 +133,10 @@ pub struct Thinking {
     pub high: usize,
     /// A reply ends after so many tokens.
     pub max_reply_tokens: usize,
+    /// When the reply may begin.
+    pub pace: crate::engine::Pace,
+    /// Whether thinking begins at a short pause, before it is sure that the turn is over.
+    pub speculate: bool,
     /// What the model is told before the conversation, unless the client says otherwise.
     pub instructions: String,
 }
@@ -145,6 +149,8 @@ impl Default for Thinking {
             medium: 160,
             high: 512,
             max_reply_tokens: 512,
+            pace: crate::engine::Pace::ThinkBefore,
+            speculate: true,
             instructions: String::new(),
         }
     }
@@ -180,8 +186,10 @@ pub struct Voice {
     pub detector: Detector,
     /// A frame at or above this probability is voice.
     pub threshold: f32,
-    /// Sound kept from before the first voice, and after the last.
+    /// Sound kept from before the first voice.
     pub prefix_padding_ms: u32,
+    /// Sound kept after the last voice, and silence after which thinking begins: so much of a pause belongs to the turn.
+    pub pause_ms: u32,
     /// Silence that ends a turn.
     pub silence_duration_ms: u32,
     /// Voice that begins one: shorter noises do not interrupt.
@@ -198,6 +206,7 @@ impl Default for Voice {
             detector: Detector::Neural,
             threshold: 0.5,
             prefix_padding_ms: 300,
+            pause_ms: 200,
             silence_duration_ms: 500,
             min_speech_ms: 100,
             max_segment_seconds: 25.0,
@@ -218,6 +227,10 @@ pub struct Limits {
     pub buffered_seconds: f32,
     /// All sound of a conversation, seconds.
     pub conversation_seconds: f32,
+    /// Sound that the model still hears, seconds; of what is older it knows the words.
+    pub heard_seconds: f32,
+    /// Tokens of a conversation, about; then its oldest items go.
+    pub conversation_tokens: usize,
     /// Items of a conversation.
     pub conversation_items: usize,
     /// All text of a conversation, instructions and tools, bytes.
@@ -237,6 +250,8 @@ impl Default for Limits {
             ring_seconds: 60.0,
             buffered_seconds: 300.0,
             conversation_seconds: 1800.0,
+            heard_seconds: 120.0,
+            conversation_tokens: 8192,
             conversation_items: 1024,
             conversation_bytes: 1 << 20,
             send_queue: 1024,
@@ -405,6 +420,9 @@ impl Config {
         if v.prefix_padding_ms > 5000 {
             return unfit("voice.prefix_padding_ms", "must be at most 5000");
         }
+        if v.pause_ms > 5000 {
+            return unfit("voice.pause_ms", "must be at most 5000");
+        }
         if !(50..=20_000).contains(&v.silence_duration_ms) {
             return unfit("voice.silence_duration_ms", "must be between 50 and 20000");
         }
@@ -413,6 +431,12 @@ impl Config {
         }
         if !(v.max_segment_seconds >= 1.0 && v.max_segment_seconds <= 25.0) {
             return unfit("voice.max_segment_seconds", "must be between 1 and 25");
+        }
+        if !positive(l.heard_seconds) {
+            return unfit("limits.heard_seconds", "must be above 0");
+        }
+        if l.conversation_tokens < 256 {
+            return unfit("limits.conversation_tokens", "must be at least 256");
         }
         if l.max_message_bytes < 1024 {
             return unfit("limits.max_message_bytes", "must be at least 1024");

@@ -142,6 +142,11 @@ impl Gate {
         matches!(self.state, State::Open(_))
     }
 
+    /// Where the last voice ended, while the gate is open.
+    pub fn last_voice(&self) -> Option<u64> {
+        if let State::Open(last) = self.state { Some(last) } else { None }
+    }
+
     /// Where voice began that is not yet long enough, if so.
     pub fn rising_since(&self) -> Option<u64> {
         if let State::Rising(since) = self.state { Some(since) } else { None }

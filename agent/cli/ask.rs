@@ -8,7 +8,7 @@ use clap::Args;
 use super::Settings;
 use super::terminal::Terminal;
 use crate::audio::file;
-use crate::engine::{Content, Engine as _, Item, Request, Role, SessionId, Thinking};
+use crate::engine::{Content, Engine as _, Item, Pace, Request, Role, SessionId, Tenant, Thinking};
 
 #[derive(Debug, Args)]
 pub(super) struct Ask {
@@ -57,10 +57,12 @@ impl Ask {
         }
         let request = Request {
             session: SessionId(0),
+            tenant: Tenant::default(),
             conversation,
             tools: String::new(),
             thinking: if budget.is_some() { Thinking::On } else { Thinking::Off },
             thinking_budget: budget.unwrap_or(0),
+            pace: Pace::default(),
             max_reply_tokens: config.thinking.max_reply_tokens,
             sampling,
         };

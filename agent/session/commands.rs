@@ -19,6 +19,10 @@ impl Session {
     }
 
     fn obey(&mut self, event: ClientEvent) -> Result<(), Refusal> {
+        if !matches!(event, ClientEvent::Append(_) | ClientEvent::ItemRetrieve(_)) {
+            // What was thought ahead was thought of what is being changed.
+            self.drop_ahead();
+        }
         match event {
             ClientEvent::SessionUpdate(update) => {
                 self.settings.apply(*update, &self.config.voice);
@@ -30,6 +34,7 @@ impl Session {
             ClientEvent::Commit => self.commit_input()?,
             ClientEvent::Clear => {
                 self.ear.clear();
+                self.forget_ear();
                 (self.speech, self.told_full) = (None, false);
                 self.out.send(ServerEvent::Cleared);
             }
@@ -74,9 +79,10 @@ impl Session {
     fn commit_input(&mut self) -> Result<(), Refusal> {
         let sound = self.ear.commit();
         self.told_full = false;
-        let speech = self.speech.take();
         let ms = sound.len() * 1000 / RATE as usize;
         if ms < LEAST_MS {
+            self.forget_ear();
+            self.speech = None;
             let message = if self.settings.turn_detection.is_some() {
                 format!("There is no speech to commit: {ms} ms were heard, at least {LEAST_MS} ms are needed.")
             } else {
@@ -84,6 +90,9 @@ impl Session {
             };
             return Err(ErrorBody::invalid("input_audio_buffer_commit_empty", message));
         }
+        // Whether it is answered, the client says later.
+        self.close_ear(&sound, false);
+        let speech = self.speech.take();
         let item_id = speech.unwrap_or_else(|| self.out.name("item"));
         // A full conversation was told of by `commit`.
         let _ = self.commit(item_id, &sound);

@@ -48,8 +48,10 @@ pub enum Piece {
     Text(String),
     /// Sound, in segments that the encoder can take.
     Sound {
-        /// 16 kHz samples, each at most one segment.
+        /// 16 kHz samples, each at most one segment; none when only the words are kept.
         segments: Vec<Arc<[f32]>>,
+        /// How many samples it had.
+        length: usize,
         /// The words, once known.
         transcript: Option<String>,
     },
@@ -58,12 +60,25 @@ pub enum Piece {
 impl Piece {
     /// Cuts a turn's sound into segments of at most `longest` samples.
     pub fn sound(samples: &[f32], longest: usize, transcript: Option<String>) -> Self {
-        Self::Sound { segments: samples.chunks(longest.max(1)).map(Arc::from).collect(), transcript }
+        Self::Sound {
+            segments: samples.chunks(longest.max(1)).map(Arc::from).collect(),
+            length: samples.len(),
+            transcript,
+        }
     }
 
     /// Seconds of sound.
     pub fn seconds(&self) -> f64 {
-        self.samples() as f64 / f64::from(RATE)
+        let length = if let Self::Sound { length, .. } = self { *length } else { 0 };
+        length as f64 / f64::from(RATE)
+    }
+
+    /// What stands for a sound that is no longer kept.
+    fn words(&self) -> String {
+        match self {
+            Self::Sound { transcript: Some(words), .. } if !words.is_empty() => words.clone(),
+            _ => format!("(a sound of {:.0} s)", self.seconds()),
+        }
     }
 
     fn samples(&self) -> usize {
@@ -114,6 +129,24 @@ impl Entry {
             }
             Body::Call { call_id, name, arguments } => call_id.len() + name.len() + arguments.len(),
             Body::Output { call_id, output } => call_id.len() + output.len(),
+        }
+    }
+}
+
+impl Entry {
+    /// Tokens, about: 12.5 for a second of sound, one for three bytes of text, a few for the markers around it.
+    fn tokens(&self) -> usize {
+        self.samples() * 25 / (2 * RATE as usize) + self.bytes() / 3 + 6
+    }
+
+    /// Keeps the words of its sound alone.
+    fn forget_sound(&mut self) {
+        if let Body::Message(_, pieces) = &mut self.body {
+            for piece in pieces {
+                if let Piece::Sound { segments, .. } = piece {
+                    segments.clear();
+                }
+            }
         }
     }
 }
@@ -207,6 +240,48 @@ impl Conversation {
         Ok(self.before(index))
     }
 
+    /// Makes a long conversation short again: of its older sound the words are kept, and when it is too long even so, its oldest items go.
+    /// Down to half of what is allowed, so that the prefix the engine remembers stays good for many turns. Whether anything changed, and the
+    /// names of the items that went.
+    pub fn compact(&mut self) -> (bool, Vec<String>) {
+        let l = &self.limits;
+        let mut changed = false;
+        let heard = |entries: &[Entry]| entries.iter().map(Entry::samples).sum::<usize>();
+        let most = crate::audio::samples(l.heard_seconds.min(l.conversation_seconds));
+        if heard(&self.entries) > most {
+            changed = true;
+            let mut left = heard(&self.entries);
+            // The newest turn is still to be answered, or asked about again.
+            let newest = self.entries.iter().rposition(|e| e.samples() > 0).unwrap_or(0);
+            for entry in &mut self.entries[..newest] {
+                if left <= most / 2 {
+                    break;
+                }
+                left -= entry.samples();
+                entry.forget_sound();
+            }
+        }
+        let size = |entries: &[Entry]| -> (usize, usize, usize) {
+            let sum = |of: fn(&Entry) -> usize| entries.iter().map(of).sum();
+            (sum(Entry::tokens), entries.len(), sum(Entry::bytes))
+        };
+        let (tokens, items, bytes) = size(&self.entries);
+        let allowed = (l.conversation_tokens, l.conversation_items * 3 / 4, l.conversation_bytes * 3 / 4);
+        if tokens <= allowed.0 && items <= allowed.1.max(1) && bytes <= allowed.2 {
+            return (changed, Vec::new());
+        }
+        let fits = |entries: &[Entry]| {
+            let (tokens, items, bytes) = size(entries);
+            tokens <= allowed.0 / 2 && items <= (allowed.1 / 2).max(1) && bytes <= allowed.2 / 2
+        };
+        let newest = self.entries.len().saturating_sub(1);
+        let gone = (0..newest).find(|from| fits(&self.entries[*from..])).unwrap_or(newest);
+        // Instructions stay, wherever a client has put them.
+        let oldest = self.entries.extract_if(..gone, |entry| !matches!(entry.body, Body::Message(Role::System, _)));
+        let names: Vec<String> = oldest.map(|entry| entry.id).collect();
+        (changed || !names.is_empty(), names)
+    }
+
     /// Whether a reply may be added.
     ///
     /// # Errors
@@ -283,6 +358,9 @@ impl Conversation {
                         match piece {
                             Piece::Text(text) if text.is_empty() => {}
                             Piece::Text(text) => content.push(Content::Text(text.clone())),
+                            Piece::Sound { segments, .. } if segments.is_empty() => {
+                                content.push(Content::Text(piece.words()));
+                            }
                             Piece::Sound { segments, .. } => {
                                 content.extend(segments.iter().cloned().map(Content::Sound))
                             }

@@ -16,6 +16,7 @@
 mod commands;
 pub mod conversation;
 pub mod segment;
+mod spoken;
 mod turn;
 
 use std::collections::VecDeque;
@@ -25,12 +26,13 @@ use std::time::Duration;
 use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Config;
-use crate::engine::{self, Content, EngineError, Event, Request, Role, SessionId, Thinking};
+use crate::engine::{self, Caption, Content, EngineError, Event, Listen, Request, Role, SessionId, Thinking};
 use crate::protocol::openai::{
     ErrorBody, Incoming, InputItem, Refusal, ResponseParams, ServerEvent, Settings, Status, tools_json,
 };
 use conversation::{Body, Conversation, Entry, Piece, Where};
 use segment::{Ear, Heard};
+use spoken::{Ahead, Spoken, Told};
 use turn::{End, Opening, Running};
 
 /// A client that sends nothing for so long while somebody speaks has muted its microphone or lost it: the turn is over.
@@ -58,6 +60,10 @@ pub enum Input<'a> {
     Engine(TurnId, Event),
     /// The engine says nothing more about a turn. Without a `Done` before, it has failed.
     EngineEnded(TurnId),
+    /// What the open ear makes of the turn being spoken.
+    Caption(Caption),
+    /// The ear that was last opened says nothing more.
+    CaptionsEnded,
     /// Time has passed; see [`Session::deadline`].
     Tick,
 }
@@ -76,6 +82,14 @@ pub enum Output {
     Start(TurnId, Box<Request>),
     /// Drop this turn.
     Cancel(TurnId),
+    /// Open an ear at the engine and report its captions; an ear that is open already ends. A refusal is no error: the turn goes without.
+    Listen(Box<Listen>),
+    /// The next samples for the open ear.
+    Hear(Vec<f32>),
+    /// The open ear has heard all: report the captions that are left.
+    EndOfSound,
+    /// Drop the open ear.
+    Unlisten,
     /// End the connection: nothing was heard from the client for too long.
     CloseIdle,
 }
@@ -117,6 +131,9 @@ pub struct Session {
     ear: Ear,
     conversation: Conversation,
     running: Option<Running>,
+    spoken: Option<Spoken>,
+    told: Option<Told>,
+    ahead: Option<Ahead>,
     /// The item that the speech under way will become.
     speech: Option<String>,
     /// A turn ended while a response ran that may not be interrupted; it is answered next.
@@ -126,7 +143,10 @@ pub struct Session {
     last_sound: Duration,
     /// The client knows that its buffer is full.
     told_full: bool,
+    /// Turns started at the engine.
     turns: u64,
+    /// Responses begun.
+    responses: u64,
     last_word: Duration,
     /// Since when nobody speaks after a response, for the idle timeout.
     quiet: Option<Duration>,
@@ -147,12 +167,16 @@ impl Session {
             settings,
             ear,
             running: None,
+            spoken: None,
+            told: None,
+            ahead: None,
             speech: None,
             unanswered: false,
             offset: 0,
             last_sound: now,
             told_full: false,
             turns: 0,
+            responses: 0,
             last_word: now,
             quiet: None,
             out: Outbox { queue: VecDeque::new(), names: 0, events: 0, suffix },
@@ -178,12 +202,14 @@ impl Session {
             }
             Input::Engine(turn, event) => self.engine(turn, event),
             Input::EngineEnded(turn) => self.engine(turn, Event::Failed(EngineError::Stopped)),
+            Input::Caption(caption) => self.caption(caption),
+            Input::CaptionsEnded => self.captions_ended(),
             Input::Tick => self.tick(now),
         }
         // Quiet begins when nobody speaks and nothing is computed, and only after something was said.
         match (self.ear.in_turn() || self.running.is_some(), self.quiet) {
             (true, _) => self.quiet = None,
-            (false, None) if self.turns > 0 => self.quiet = Some(now),
+            (false, None) if self.responses > 0 => self.quiet = Some(now),
             _ => {}
         }
     }
@@ -222,15 +248,21 @@ impl Session {
         let Some(turns) = self.settings.turn_detection else {
             if self.ear.gate().is_some() {
                 self.ear.set_gate(None);
+                self.forget_ear();
+                self.speech = None;
             }
-            self.speech = None;
             return;
         };
         let config = GateConfig::new(turns.threshold, self.config.voice.min_speech_ms, turns.silence_duration_ms);
         self.ear.padding = samples_ms(turns.prefix_padding_ms) as u64;
+        self.ear.trail = samples_ms(self.config.voice.pause_ms.min(turns.silence_duration_ms)) as u64;
         match self.ear.gate() {
             Some(gate) => gate.configure(config),
-            None => self.ear.set_gate(Some(Gate::new(detector(self.config.voice.detector), config))),
+            None => {
+                self.ear.set_gate(Some(Gate::new(detector(self.config.voice.detector), config)));
+                self.forget_ear();
+                self.speech = None;
+            }
         }
     }
 
@@ -246,12 +278,21 @@ impl Session {
         for heard in found {
             match heard {
                 Heard::Started(at) => self.speech_started(at),
+                Heard::Paused(sound) => self.think_ahead(sound),
+                Heard::Resumed => self.drop_ahead(),
                 Heard::Ended { at, sound } => self.speech_ended(at, &sound),
             }
+        }
+        let certain = self.ear.certain();
+        if !certain.is_empty() {
+            // Copied, since what follows changes the session; it is a packet's worth more than was handed over already.
+            let certain = certain.to_vec();
+            self.feed(&certain);
         }
     }
 
     fn speech_started(&mut self, at: u64) {
+        self.forget_ear();
         let item_id = self.out.name("item");
         self.speech = Some(item_id.clone());
         self.out.send(ServerEvent::SpeechStarted { audio_start_ms: self.ms(at), item_id });
@@ -262,15 +303,38 @@ impl Session {
     }
 
     fn speech_ended(&mut self, at: u64, sound: &[f32]) {
-        let item_id = self.speech.take().unwrap_or_else(|| self.out.name("item"));
+        let item_id = match &self.speech {
+            Some(id) => id.clone(),
+            None => self.out.name("item"),
+        };
         self.out.send(ServerEvent::SpeechStopped { audio_end_ms: self.ms(at), item_id: item_id.clone() });
-        if self.commit(item_id, sound).is_ok() && self.settings.turn_detection.is_some_and(|t| t.create_response) {
-            self.answer();
+        let answers = self.settings.turn_detection.is_some_and(|t| t.create_response);
+        self.close_ear(sound, answers);
+        self.speech = None;
+        let ahead = self.take_ahead(sound);
+        if self.commit(item_id, sound).is_err() {
+            if let Some((turn, _)) = ahead {
+                self.out.queue.push_back(Output::Cancel(turn));
+            }
+        } else if answers {
+            match ahead {
+                Some(ahead) => self.adopt(ahead),
+                None => self.answer(),
+            }
+        }
+    }
+
+    /// What was thought at the pause before the turn's end is its response.
+    fn adopt(&mut self, (turn, events): (TurnId, Vec<Event>)) {
+        self.begin(turn, &ResponseParams::default(), newest_unheard(self.conversation.entries()));
+        for event in events {
+            self.engine(turn, event);
         }
     }
 
     /// A user's sound becomes an item. A conversation that is full says so, and the sound is gone.
     fn commit(&mut self, item_id: String, sound: &[f32]) -> Result<(), ()> {
+        self.compact();
         let piece = Piece::sound(sound, samples(self.config.voice.max_segment_seconds), None);
         let entry =
             Entry { id: item_id.clone(), status: Status::Completed, body: Body::Message(Role::User, vec![piece]) };
@@ -293,13 +357,13 @@ impl Session {
     }
 
     /// Begins a response; nothing runs.
-    fn respond(&mut self, params: ResponseParams) -> Result<(), Refusal> {
+    fn respond(&mut self, mut params: ResponseParams) -> Result<(), Refusal> {
         debug_assert!(self.running.is_none(), "callers look first");
         if !params.out_of_band {
             self.conversation.room()?;
         }
         let written;
-        let entries = match params.input {
+        let entries = match params.input.take() {
             None => self.conversation.entries(),
             Some(input) => {
                 written = self.written(input)?;
@@ -307,45 +371,92 @@ impl Session {
             }
         };
         let hears = newest_unheard(entries);
+        let request = self.request(&params, entries);
+        let turn = self.next_turn();
+        self.begin(turn, &params, hears);
+        self.out.queue.push_back(Output::Start(turn, Box::new(request)));
+        Ok(())
+    }
+
+    fn next_turn(&mut self) -> TurnId {
+        self.turns += 1;
+        TurnId(self.turns)
+    }
+
+    /// What the model is told: instructions and items.
+    fn prompt(&self, entries: &[Entry], instructions: Option<&String>) -> Vec<engine::Item> {
+        let instructions = instructions.unwrap_or(&self.settings.instructions);
         let mut conversation = Vec::new();
-        let instructions = params.instructions.as_ref().unwrap_or(&self.settings.instructions);
         if !instructions.is_empty() {
             let content = vec![Content::Text(instructions.clone())];
             conversation.push(engine::Item::Message { role: Role::System, content });
         }
         conversation.extend(self.conversation.for_engine(entries));
-        let s = &self.settings;
-        let budget = self.config.thinking.budget(params.effort.unwrap_or(s.effort));
-        let max_output_tokens = params.max_output_tokens.unwrap_or(s.max_output_tokens);
-        let request = Request {
+        conversation
+    }
+
+    fn request(&self, params: &ResponseParams, entries: &[Entry]) -> Request {
+        let (s, thinking) = (&self.settings, &self.config.thinking);
+        let budget = thinking.budget(params.effort.unwrap_or(s.effort));
+        Request {
             session: self.id,
-            conversation,
+            tenant: engine::Tenant::default(),
+            conversation: self.prompt(entries, params.instructions.as_ref()),
             tools: tools_json(
                 params.tools.as_ref().unwrap_or(&s.tools),
                 params.tool_choice.as_ref().unwrap_or(&s.tool_choice),
             ),
             thinking: if budget.is_some() { Thinking::On } else { Thinking::Off },
             thinking_budget: budget.unwrap_or(0),
-            max_reply_tokens: max_output_tokens.within(self.config.thinking.max_reply_tokens),
-            sampling: self.config.sampling.for_turn(self.turns),
-        };
-        self.turns += 1;
-        let turn = TurnId(self.turns);
+            pace: thinking.pace,
+            max_reply_tokens: params.max_output_tokens.unwrap_or(s.max_output_tokens).within(thinking.max_reply_tokens),
+            sampling: self.config.sampling.for_turn(self.responses),
+        }
+    }
+
+    /// Tells the client of a response and makes its turn the running one.
+    fn begin(&mut self, turn: TurnId, params: &ResponseParams, hears: Option<(String, usize)>) {
+        self.responses += 1;
+        let s = &self.settings;
+        let told = hears.as_ref().map(|(id, _)| self.told_of(id)).unwrap_or_default();
         let opening = Opening {
             turn,
             response_id: self.out.name("resp"),
             conversation_id: format!("conv_{}", self.out.suffix),
             out_of_band: params.out_of_band,
-            metadata: params.metadata,
-            max_output_tokens,
+            metadata: params.metadata.clone(),
+            max_output_tokens: params.max_output_tokens.unwrap_or(s.max_output_tokens),
             hears,
+            told,
+            paced: self.config.thinking.pace != engine::Pace::ThinkBefore,
             tells_words: s.transcription.is_some(),
             tells_reasoning: s.includes("reasoning.text"),
             tells_timings: s.includes("hearken.timings"),
         };
         self.running = Some(Running::begin(opening, &mut self.out));
-        self.out.queue.push_back(Output::Start(turn, Box::new(request)));
-        Ok(())
+    }
+
+    /// Keeps a long conversation within what is heard and remembered; whether that changed it.
+    fn compact(&mut self) -> bool {
+        let (changed, gone) = self.conversation.compact();
+        for item_id in gone {
+            self.out.send(ServerEvent::ItemDeleted { item_id });
+        }
+        changed
+    }
+
+    /// Has the engine take in what the conversation has become, while nobody speaks.
+    fn prepare(&mut self) {
+        if self.spoken.is_none() {
+            let listen = self.listen_to(self.prompt(self.conversation.entries(), None), false);
+            self.out.queue.push_back(Output::Listen(Box::new(listen)));
+            self.out.queue.push_back(Output::Unlisten);
+        }
+    }
+
+    fn listen_to(&self, conversation: Vec<engine::Item>, captions: bool) -> Listen {
+        let tools = tools_json(&self.settings.tools, &self.settings.tool_choice);
+        Listen { session: self.id, tenant: engine::Tenant::default(), conversation, tools, captions }
     }
 
     /// The entries of a response's own input.
@@ -360,6 +471,9 @@ impl Session {
     }
 
     fn engine(&mut self, turn: TurnId, event: Event) {
+        if let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.turn == turn) {
+            return ahead.events.push(event);
+        }
         // Of a turn that was given up: too late.
         let Some(running) = self.running.as_mut().filter(|r| r.opening.turn == turn) else { return };
         if let Some(end) = running.event(event, &mut self.conversation, &mut self.out) {
@@ -378,6 +492,9 @@ impl Session {
     fn finish(&mut self, end: End) {
         if let Some(running) = self.running.take() {
             running.end(end, &mut self.conversation, &mut self.out);
+            if self.compact() {
+                self.prepare();
+            }
         }
         if std::mem::take(&mut self.unanswered) {
             self.answer();

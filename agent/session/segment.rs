@@ -10,6 +10,10 @@ use crate::audio::vad::{FRAME, Gate, GateEvent};
 pub enum Heard {
     /// A turn began; its sound starts at this position, padding included.
     Started(u64),
+    /// Nobody has spoken for a while; if it stays so, the turn is over and this is its sound.
+    Paused(Vec<f32>),
+    /// Somebody speaks again in the same turn.
+    Resumed,
     /// The turn is over. Its sound ends at this position.
     Ended {
         /// Position after the last sample.
@@ -32,8 +36,12 @@ pub struct Ear {
     floor: u64,
     /// The start of the turn being spoken.
     turn: Option<u64>,
-    /// Kept before the first voice and after the last, samples.
+    /// Whether it pauses.
+    paused: bool,
+    /// Kept before the first voice, samples.
     pub padding: u64,
+    /// Kept after the last, samples: a pause so long is told.
+    pub trail: u64,
     /// The longest turn, samples.
     most: usize,
 }
@@ -42,7 +50,18 @@ impl Ear {
     /// An ear at position 0. `most` bounds its memory: a longer turn is ended there (or, without a gate, takes in no more).
     pub fn new(gate: Option<Gate>, padding: usize, most: usize) -> Self {
         let (buffer, most) = (Vec::new(), most.max(4 * FRAME));
-        Self { gate, buffer, origin: 0, judged: 0, floor: 0, turn: None, padding: padding as u64, most }
+        Self {
+            gate,
+            buffer,
+            origin: 0,
+            judged: 0,
+            floor: 0,
+            turn: None,
+            paused: false,
+            padding: padding as u64,
+            trail: padding as u64,
+            most,
+        }
     }
 
     /// Whether somebody speaks.
@@ -97,11 +116,11 @@ impl Ear {
             Some(GateEvent::Started(since)) => {
                 let start = since.saturating_sub(self.padding).max(self.floor);
                 self.forget(start);
-                self.turn = Some(start);
+                (self.turn, self.paused) = (Some(start), false);
                 found.push(Heard::Started(start));
             }
             Some(GateEvent::Stopped(last)) => {
-                let end = (last + self.padding).min(self.judged);
+                let end = (last + self.trail).min(self.judged);
                 found.push(self.end(end));
             }
             None if self.turn.is_some() && (self.judged - self.origin) as usize + FRAME > self.most => {
@@ -116,8 +135,28 @@ impl Ear {
                     self.forget(keep);
                 }
             }
-            None => {}
+            None => self.pause(found),
         }
+    }
+
+    /// Tells of pauses inside a turn.
+    fn pause(&mut self, found: &mut Vec<Heard>) {
+        let Some(last) = self.gate.as_ref().and_then(Gate::last_voice) else { return };
+        let paused = self.judged >= last + self.trail.max(1);
+        if paused && !self.paused {
+            found.push(Heard::Paused(self.certain().to_vec()));
+        } else if self.paused && !paused {
+            found.push(Heard::Resumed);
+        }
+        self.paused = paused;
+    }
+
+    /// What will surely belong to the turn being spoken (without a gate: to the next commit), from its start.
+    pub fn certain(&self) -> &[f32] {
+        let Some(gate) = &self.gate else { return &self.buffer };
+        let (Some(start), Some(last)) = (self.turn, gate.last_voice()) else { return &[] };
+        let end = (last + self.trail).min(self.judged);
+        &self.buffer[(start - self.origin) as usize..(end.max(start) - self.origin) as usize]
     }
 
     fn end(&mut self, at: u64) -> Heard {

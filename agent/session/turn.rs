@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::conversation::{Body, Conversation, Entry, Piece};
+use super::spoken::complete;
 use super::{Outbox, TurnId};
 use crate::engine::{EngineError, Event, Finish, Role, Timings, Usage};
 use crate::protocol::openai::{
@@ -24,6 +25,10 @@ pub(super) struct Opening {
     pub(super) max_output_tokens: MaxTokens,
     /// The item and part whose words [`Event::Heard`] tells, if the newest sound has none yet.
     pub(super) hears: Option<(String, usize)>,
+    /// What was told of them while they were spoken.
+    pub(super) told: String,
+    /// Whether reasoning may go on beside the reply.
+    pub(super) paced: bool,
     pub(super) tells_words: bool,
     pub(super) tells_reasoning: bool,
     pub(super) tells_timings: bool,
@@ -52,7 +57,8 @@ pub(super) struct Running {
     open: Option<OpenMessage>,
     /// The name kept for the item that the reasoning leads to.
     reserved: Option<String>,
-    reasoning: Option<String>,
+    /// The item it belongs to, and its text so far.
+    reasoning: Option<(String, String)>,
 }
 
 impl Running {
@@ -115,10 +121,15 @@ impl Running {
         let Some(Body::Message(_, pieces)) = items.get_mut(&id).map(|e| &mut e.body) else { return };
         let Some(piece @ Piece::Sound { .. }) = pieces.get_mut(index) else { return };
         let seconds = Seconds(piece.seconds());
+        let (words, rest) = complete(&self.opening.told, &words);
         if let Piece::Sound { transcript, .. } = piece {
             *transcript = Some(words.clone());
         }
         if self.opening.tells_words {
+            if !self.opening.told.is_empty() && !rest.is_empty() {
+                let item_id = id.clone();
+                out.send(ServerEvent::TranscriptDelta { item_id, content_index: index, delta: rest });
+            }
             out.send(ServerEvent::Transcribed { item_id: id, content_index: index, transcript: words, usage: seconds });
         }
     }
@@ -127,15 +138,20 @@ impl Running {
         if !self.opening.tells_reasoning || delta.is_empty() {
             return;
         }
-        let id = self.reserved.get_or_insert_with(|| out.name("item")).clone();
+        // Reasoning that goes on beside the reply belongs to the reply's item.
+        let id = match (&self.open, &self.reasoning) {
+            (_, Some((id, _))) => id.clone(),
+            (Some(open), None) => open.id.clone(),
+            (None, None) => self.reserved.get_or_insert_with(|| out.name("item")).clone(),
+        };
         let place = self.place(&id);
-        self.reasoning.get_or_insert_default().push_str(&delta);
+        self.reasoning.get_or_insert_with(|| (id, String::new())).1.push_str(&delta);
         out.send(ServerEvent::ReasoningDelta { place, delta });
     }
 
     fn end_reasoning(&mut self, out: &mut Outbox) {
-        if let (Some(text), Some(id)) = (self.reasoning.take(), &self.reserved) {
-            out.send(ServerEvent::ReasoningDone { place: self.place(id), text });
+        if let Some((id, text)) = self.reasoning.take() {
+            out.send(ServerEvent::ReasoningDone { place: self.place(&id), text });
         }
     }
 
@@ -143,7 +159,9 @@ impl Running {
         if delta.is_empty() {
             return;
         }
-        self.end_reasoning(out);
+        if !self.opening.paced {
+            self.end_reasoning(out);
+        }
         if self.open.is_none() {
             let id = self.reserved.take().unwrap_or_else(|| out.name("item"));
             let entry =

@@ -13,7 +13,7 @@ use super::websocket::Goodbye;
 use crate::audio::intake::Intake;
 use crate::audio::ring::{Reader, Writer, ring};
 use crate::audio::{AudioError, samples};
-use crate::engine::{Event, SessionId, Turn};
+use crate::engine::{Caption, Event, Listening, SessionId, Turn};
 use crate::metrics::count;
 use crate::protocol::openai::{ClientEvent, ErrorBody, Incoming, Refusal, parse};
 use crate::session::{Input, Output, Session, TurnId};
@@ -146,6 +146,7 @@ struct Task {
     samples: Vec<f32>,
     frames: mpsc::Sender<String>,
     turn: Option<(TurnId, Turn)>,
+    listening: Option<Listening>,
 }
 
 async fn run(
@@ -163,7 +164,7 @@ async fn run(
     let session = Session::new(id, suffix, app.engine.model(), app.config.clone(), born.elapsed());
     tracing::info!(session = session.name(), "session begins");
     let mut ending = app.ending.clone();
-    let mut task = Task { app, session, born, ring, samples: Vec::new(), frames, turn: None };
+    let mut task = Task { app, session, born, ring, samples: Vec::new(), frames, turn: None, listening: None };
     let goodbye = loop {
         if let Err(goodbye) = task.obey() {
             break goodbye;
@@ -175,6 +176,13 @@ async fn run(
                 None => break Goodbye::new(close_code::NORMAL, ""),
             },
             (turn, event) = next(&mut task.turn) => task.engine(turn, event),
+            caption = caption(&mut task.listening) => match caption {
+                Some(caption) => task.input(Input::Caption(caption)),
+                None => {
+                    task.listening = None;
+                    task.input(Input::CaptionsEnded);
+                }
+            },
             () = sound.notified() => {
                 // Events that were sent between two stretches of sound are obeyed between them: all that were sent before `heard` are queued by now.
                 let heard = task.ring.written();
@@ -198,6 +206,14 @@ async fn run(
 async fn next(turn: &mut Option<(TurnId, Turn)>) -> (TurnId, Option<Event>) {
     match turn {
         Some((id, turn)) => (*id, turn.next().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The open ear's next caption; for ever when there is none.
+async fn caption(listening: &mut Option<Listening>) -> Option<Caption> {
+    match listening {
+        Some(listening) => listening.next().await,
         None => std::future::pending().await,
     }
 }
@@ -265,6 +281,19 @@ impl Task {
                         count(&self.app.metrics.turns_cancelled);
                     }
                 }
+                Output::Listen(listen) => {
+                    self.listening =
+                        self.app.engine.listen(*listen).inspect_err(|e| tracing::debug!(%e, "no ear")).ok();
+                }
+                Output::Hear(samples) => {
+                    // What finds no room closes the ear; the turn brings it all again.
+                    self.listening.take_if(|listening| listening.push(&samples) > 0);
+                }
+                Output::EndOfSound => match &self.listening {
+                    Some(listening) => listening.finish(),
+                    None => self.input(Input::CaptionsEnded),
+                },
+                Output::Unlisten => self.listening = None,
                 Output::CloseIdle => return Err(Goodbye::new(close_code::NORMAL, "nothing was heard from you")),
             }
         }

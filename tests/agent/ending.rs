@@ -39,7 +39,7 @@ async fn a_client_may_close_and_is_answered() {
 }
 
 #[tokio::test]
-async fn a_panic_ends_its_own_session_alone() {
+async fn i6_a_session_that_panics_ends_alone() {
     let mut server = serve(config()).await;
     let mut unlucky = server.connect().await;
     let mut other = server.connect().await;
@@ -60,7 +60,7 @@ async fn a_panic_ends_its_own_session_alone() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_disconnected() {
+async fn i5_a_client_that_does_not_read_is_disconnected() {
     let mut config = config();
     config.limits.send_queue = 16;
     let mut server = serve(config).await;

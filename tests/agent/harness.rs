@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use hearken::config::{Config, Detector};
-use hearken::engine::{Engine, EngineError, Event, Finish, Request, SessionId, Timings, Turn, Usage};
+use hearken::engine::{
+    Caption, Engine, EngineError, Event, Feed, Finish, Listen, Listening, Request, SessionId, Timings, Turn, Usage,
+};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
@@ -52,9 +54,38 @@ pub fn done() -> Event {
     Event::Done { finish: Finish::Stop, usage, timings }
 }
 
-/// Every request goes to the test; sessions that end are told too.
+/// What an open ear was given.
+#[derive(Debug, Default)]
+pub struct Fed {
+    pub samples: Mutex<Vec<f32>>,
+    pub is_finished: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Inlet(Arc<Fed>);
+
+impl Feed for Inlet {
+    fn push(&self, samples: &[f32]) -> usize {
+        self.0.samples.lock().unwrap().extend_from_slice(samples);
+        0
+    }
+
+    fn finish(&self) {
+        self.0.is_finished.store(true, std::sync::atomic::Ordering::Release);
+    }
+}
+
+/// One open ear: what it hears, and the means to say what it understood.
+pub struct Opened {
+    pub listen: Listen,
+    pub fed: Arc<Fed>,
+    pub captions: mpsc::Sender<Caption>,
+}
+
+/// Every request and every ear goes to the test; sessions that end are told too.
 pub struct TestEngine {
     asked: mpsc::UnboundedSender<Asked>,
+    opened: mpsc::UnboundedSender<Opened>,
     closed: mpsc::UnboundedSender<SessionId>,
     /// Instead of asking: refuse, or fall over.
     pub refusal: Mutex<Option<EngineError>>,
@@ -76,6 +107,13 @@ impl Engine for TestEngine {
         Ok(turn)
     }
 
+    fn listen(&self, listen: Listen) -> Result<Listening, EngineError> {
+        let fed = Arc::new(Fed::default());
+        let (listening, captions) = Listening::channel(Box::new(Inlet(fed.clone())), 64);
+        let _ = self.opened.send(Opened { listen, fed, captions });
+        Ok(listening)
+    }
+
     fn close(&self, session: SessionId) {
         let _ = self.closed.send(session);
     }
@@ -85,6 +123,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub engine: Arc<TestEngine>,
     pub asked: mpsc::UnboundedReceiver<Asked>,
+    pub opened: mpsc::UnboundedReceiver<Opened>,
     pub closed: mpsc::UnboundedReceiver<SessionId>,
     pub stop: Option<oneshot::Sender<()>>,
     pub task: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -99,9 +138,11 @@ pub fn config() -> Config {
 
 pub async fn serve(config: Config) -> Server {
     let (asked_tx, asked) = mpsc::unbounded_channel();
+    let (opened_tx, opened) = mpsc::unbounded_channel();
     let (closed_tx, closed) = mpsc::unbounded_channel();
     let engine = Arc::new(TestEngine {
         asked: asked_tx,
+        opened: opened_tx,
         closed: closed_tx,
         refusal: Mutex::new(None),
         panics: AtomicBool::new(false),
@@ -113,12 +154,17 @@ pub async fn serve(config: Config) -> Server {
         let _ = stopped.await;
     };
     let task = tokio::spawn(hearken::transport::serve(listener, Arc::new(config), engine.clone(), shutdown));
-    Server { address, engine, asked, closed, stop: Some(stop), task }
+    Server { address, engine, asked, opened, closed, stop: Some(stop), task }
 }
 
 impl Server {
     pub async fn asked(&mut self) -> Asked {
         soon("a request to the engine", self.asked.recv()).await.unwrap()
+    }
+
+    /// The next ear that is opened.
+    pub async fn opened(&mut self) -> Opened {
+        soon("an ear", self.opened.recv()).await.unwrap()
     }
 
     pub async fn connect(&self) -> Client {

@@ -1,11 +1,11 @@
 //! A spoken turn: sound in any of its forms becomes an item and a request to the engine.
 
 use base64::Engine as _;
-use hearken::engine::{Content, Event, Item, Role};
+use hearken::engine::{Caption, Content, Event, Item, Role};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Asked, Client, config, noise, serve, speech};
+use crate::harness::{Asked, Client, config, noise, serve, soon, speech};
 
 const COMMITTED: [&str; 3] = ["input_audio_buffer.committed", "conversation.item.added", "conversation.item.done"];
 
@@ -36,9 +36,9 @@ async fn speech_is_found_committed_and_answered() {
     let started = client.expect("input_audio_buffer.speech_started").await;
     let stopped = client.expect("input_audio_buffer.speech_stopped").await;
     let ms = |v: &serde_json::Value, k: &str| v[k].as_u64().unwrap();
-    // 300 ms of padding on both sides, frames of 16 ms.
+    // 300 ms of padding before it, 200 ms behind, frames of 16 ms.
     assert!((180..=220).contains(&ms(&started, "audio_start_ms")), "{started}");
-    assert!((1780..=1830).contains(&ms(&stopped, "audio_end_ms")), "{stopped}");
+    assert!((1680..=1730).contains(&ms(&stopped, "audio_end_ms")), "{stopped}");
     let committed = client.expect_all(&COMMITTED).await;
     assert_eq!(started["item_id"], committed[1]["item"]["id"]);
     assert_eq!(committed[1]["item"]["content"], json!([{"type": "input_audio", "transcript": null}]));
@@ -58,6 +58,31 @@ async fn speech_is_found_committed_and_answered() {
     asked.done().await;
     let added = client.expect_all(&["response.output_item.added", "conversation.item.added"]).await;
     assert_eq!(added[1]["previous_item_id"], started["item_id"]);
+}
+
+#[tokio::test]
+async fn words_come_while_they_are_spoken() {
+    let mut server = serve(config()).await;
+    let mut client = server.connect().await;
+    let format = json!({"type": "audio/pcm", "rate": 16000});
+    client.update(json!({"include": ["hearken.captions.tentative"], "audio": {"input": {"format": format}}})).await;
+    client.raw(Message::binary(noise(1.5, |t| t > 0.5))).await;
+    let started = client.expect("input_audio_buffer.speech_started").await;
+    let ear = server.opened().await;
+    assert!(ear.listen.captions);
+    let caption =
+        |committed: &str, tentative: &str| Caption { committed: committed.into(), tentative: tentative.into() };
+    ear.captions.send(caption("I was", "saying")).await.unwrap();
+    let delta = client.expect("conversation.item.input_audio_transcription.delta").await;
+    assert_eq!((&delta["delta"], &delta["item_id"]), (&json!("I was"), &started["item_id"]));
+    let tentative = client.expect("hearken.input_audio_transcription.tentative").await;
+    assert_eq!((&tentative["text"], &tentative["item_id"]), (&json!("saying"), &started["item_id"]));
+    client.raw(Message::binary(noise(1.0, |_| false))).await;
+    client.expect("input_audio_buffer.speech_stopped").await;
+    let asked = server.asked().await;
+    assert_eq!(sounds(&asked), [ear.fed.samples.lock().unwrap().len()], "what it heard is the turn");
+    soon("the ear to be dropped", ear.captions.closed()).await;
+    assert!(!ear.fed.is_finished.load(std::sync::atomic::Ordering::Acquire), "the answer tells the words");
 }
 
 #[tokio::test]

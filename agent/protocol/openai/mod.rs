@@ -26,6 +26,8 @@
 //!   one packet of Opus. They may come at any time, also before the first `session.update`.
 //! - `session.include` with `"reasoning.text"`: `response.reasoning_text.delta {response_id, item_id, output_index, content_index, delta}`
 //!   as it thinks and `response.reasoning_text.done {…, text}` when it stops. Both come before the output item that they name is added.
+//! - `session.include` with `"hearken.captions.tentative"`: `hearken.input_audio_transcription.tentative {item_id, content_index, text}` while
+//!   somebody speaks: what seems to follow the words of `conversation.item.input_audio_transcription.delta`, which are never taken back.
 //! - `session.include` with `"hearken.timings"`: `response.done` carries `response.timings_ms {queued, encode, words, prefill, think, reply}`,
 //!   milliseconds on the compute thread.
 //! - `reasoning.effort` may also be set for one response, in `response.create`.

@@ -50,6 +50,11 @@ pub enum ServerEvent {
     ItemDeleted { item_id: String },
     #[serde(rename = "conversation.item.input_audio_transcription.completed")]
     Transcribed { item_id: String, content_index: usize, transcript: String, usage: Seconds },
+    #[serde(rename = "conversation.item.input_audio_transcription.delta")]
+    TranscriptDelta { item_id: String, content_index: usize, delta: String },
+    /// Ours: what seems to follow the deltas; the next one replaces it.
+    #[serde(rename = "hearken.input_audio_transcription.tentative")]
+    Tentative { item_id: String, content_index: usize, text: String },
     #[serde(rename = "response.created")]
     ResponseCreated { response: Response },
     #[serde(rename = "response.done")]
