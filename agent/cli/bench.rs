@@ -1,16 +1,31 @@
 //! `hearken bench`: how fast the model is on this machine, medians of several runs.
 
+mod latency;
+mod sessions;
+mod talker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::Settings;
-use crate::config::Words;
+use crate::config::{Config, Words};
 use crate::engine::local::measure::{Measured, Meter};
 
 #[derive(Debug, Args)]
 pub(super) struct Bench {
+    /// What to measure.
+    #[arg(default_value = "works")]
+    what: What,
+    /// Speech to measure with, for all but `works`.
+    #[arg(long, default_value = "tests/audio/jfk.wav")]
+    speech: PathBuf,
+    /// Turns of each kind, for all but `works`.
+    #[arg(long, default_value_t = 20)]
+    turns: usize,
     /// Runs of each measurement; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -21,10 +36,47 @@ pub(super) struct Bench {
     settings: Settings,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// The model's works one by one: hearing, prefill, decoding.
+    Works,
+    /// From the last sample to the first token, in real time.
+    Latency,
+    /// Simultaneous conversations, in real time.
+    Sessions,
+    /// Memory after 20 and after 200 conversations.
+    Memory,
+}
+
 impl Bench {
     pub(super) fn run(&self) -> Result<()> {
         let config = self.settings.load()?;
-        let path = super::checkpoint(&config)?;
+        if self.what == What::Works { self.works(&config) } else { self.live(config) }
+    }
+
+    /// A server's engine and sessions, in real time.
+    fn live(&self, config: Config) -> Result<()> {
+        let speech = talker::Speech::open(&self.speech, &config)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        if self.what == What::Latency {
+            let engine = super::engine(&config)?;
+            return runtime.block_on(latency::run(engine, config, &speech, self.turns, self.json));
+        }
+        if self.what == What::Memory {
+            let engine = super::engine(&config)?;
+            return runtime.block_on(sessions::memory(&engine, &Arc::new(config), &speech));
+        }
+        println!("| passes | streams | turns | turn to first token, ms | p95 | p95 against one stream |");
+        println!("|---|---|---|---|---|---|");
+        for (label, batched) in [("batched", true), ("one by one", false)] {
+            let engine = super::engine_with(&config, batched)?;
+            runtime.block_on(sessions::run(&engine, &Arc::new(config.clone()), &speech, self.turns, label))?;
+        }
+        Ok(())
+    }
+
+    fn works(&self, config: &Config) -> Result<()> {
+        let path = super::checkpoint(config)?;
         let loading = Instant::now();
         let mut meter = Meter::open(&path, &config.model.device, config.model.words == Words::Beside)?;
         self.row("load", loading.elapsed(), "");

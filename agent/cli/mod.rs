@@ -146,6 +146,11 @@ fn checkpoint(config: &Config) -> Result<PathBuf> {
 
 /// Starts the engine that the configuration asks for.
 fn engine(config: &Config) -> Result<Local> {
+    engine_with(config, true)
+}
+
+/// The same, its sequences together in one pass or, for comparison, one by one.
+fn engine_with(config: &Config, batched: bool) -> Result<Local> {
     let path = checkpoint(config)?;
     let options = LocalOptions {
         path: path.clone(),
@@ -153,6 +158,7 @@ fn engine(config: &Config) -> Result<Local> {
         words: config.model.words == Words::Beside,
         turns: config.server.max_sessions,
         remembered_tokens: REMEMBERED_TOKENS,
+        batched,
     };
     Local::start(options).with_context(|| format!("the model in {} cannot be used", path.display()))
 }

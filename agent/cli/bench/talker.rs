@@ -1,0 +1,234 @@
+//! A speaker in this process: a session with an engine behind it, driven in real time as a wire drives it, and the times of what happens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::audio::vad::{FRAME, detector};
+use crate::audio::{RATE, file};
+use crate::config::Config;
+use crate::engine::{Engine, Event, Listening, SessionId, Timings, Turn, Usage};
+use crate::protocol::openai::{Incoming, ServerEvent};
+use crate::session::{Input, Output, Session, TurnId};
+
+/// Samples of one packet: 20 ms.
+const PACKET: usize = RATE as usize / 50;
+/// The beginning of a long turn is told faster than it was spoken; an engine that keeps up is at the same point in the end.
+const HASTE: u32 = 6;
+/// The end of a turn is told in real time.
+const REAL_TIME: usize = 5 * RATE as usize / 2;
+/// An answer that takes longer is none.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// When what happened in the newest turn.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Marks {
+    /// The last sample with voice in it was handed over.
+    pub(super) said: Option<Instant>,
+    /// Thinking began, at a pause or at the turn's end.
+    pub(super) begun: Option<Instant>,
+    /// The turn was found to be over.
+    pub(super) over: Option<Instant>,
+    /// The engine gave the first token of its reasoning.
+    pub(super) reasoning: Option<Instant>,
+    /// And the first of its reply.
+    pub(super) reply: Option<Instant>,
+    /// What the engine says of it.
+    pub(super) done: Option<(Usage, Timings)>,
+}
+
+pub(super) struct Talker<'a> {
+    engine: &'a dyn Engine,
+    id: SessionId,
+    session: Session,
+    born: Instant,
+    turn: Option<(TurnId, Turn)>,
+    listening: Option<Listening>,
+    pub(super) marks: Marks,
+    /// Items of the conversation, in order.
+    items: Vec<String>,
+    failure: Option<String>,
+}
+
+impl Drop for Talker<'_> {
+    fn drop(&mut self) {
+        self.engine.close(self.id);
+    }
+}
+
+impl<'a> Talker<'a> {
+    pub(super) fn new(engine: &'a dyn Engine, config: &Arc<Config>, id: u64) -> Self {
+        let id = SessionId(id);
+        let session = Session::new(id, format!("bench{}", id.0), engine.model(), config.clone(), Duration::ZERO);
+        let mut this = Self {
+            engine,
+            id,
+            session,
+            born: Instant::now(),
+            turn: None,
+            listening: None,
+            marks: Marks::default(),
+            items: Vec::new(),
+            failure: None,
+        };
+        this.obey();
+        this
+    }
+
+    /// Says `speech` and falls silent, until the answer is there to its end.
+    pub(super) async fn converse(&mut self, speech: &[f32]) -> Result<Marks> {
+        self.marks = Marks::default();
+        let mut at = Instant::now();
+        for (i, packet) in speech.chunks(PACKET).enumerate() {
+            let hasty = speech.len() - i * PACKET > REAL_TIME;
+            at += Duration::from_millis(20) / if hasty { HASTE } else { 1 };
+            self.wait(at).await;
+            self.input(Input::Sound { samples: packet, lost: 0 });
+        }
+        self.marks.said = Some(Instant::now());
+        let (silence, patience) = ([0.0; PACKET], Instant::now() + PATIENCE);
+        while self.marks.over.is_none() && Instant::now() < patience {
+            at += Duration::from_millis(20);
+            self.wait(at).await;
+            self.input(Input::Sound { samples: &silence, lost: 0 });
+        }
+        while self.marks.done.is_none() && self.failure.is_none() {
+            let next = timeout_at(patience, self.next()).await;
+            next.context("the engine did not answer in time")?;
+        }
+        match self.failure.take() {
+            None => Ok(self.marks),
+            Some(failure) => anyhow::bail!("the turn failed: {failure}"),
+        }
+    }
+
+    /// Takes back the newest `count` items.
+    pub(super) fn forget(&mut self, count: usize) {
+        for id in self.items.split_off(self.items.len().saturating_sub(count)) {
+            let event = crate::protocol::openai::ClientEvent::ItemDelete(id);
+            self.input(Input::Client(Incoming { event_id: None, event }));
+        }
+    }
+
+    /// Items of the conversation.
+    pub(super) fn items(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Lets things happen until then.
+    pub(super) async fn wait(&mut self, until: Instant) {
+        loop {
+            tokio::select! {
+                biased;
+                () = sleep_until(until) => return,
+                () = self.next() => {}
+            }
+        }
+    }
+
+    /// The next thing that the engine says.
+    async fn next(&mut self) {
+        tokio::select! {
+            (id, event) = next_event(&mut self.turn) => self.engine(id, event),
+            caption = next_caption(&mut self.listening) => match caption {
+                Some(caption) => self.input(Input::Caption(caption)),
+                None => {
+                    self.listening = None;
+                    self.input(Input::CaptionsEnded);
+                }
+            },
+        }
+    }
+
+    fn input(&mut self, input: Input<'_>) {
+        self.session.handle(input, self.born.elapsed());
+        self.obey();
+    }
+
+    fn engine(&mut self, id: TurnId, event: Option<Event>) {
+        let now = Some(Instant::now());
+        match &event {
+            Some(Event::Reasoning(_)) => self.marks.reasoning = self.marks.reasoning.or(now),
+            Some(Event::Reply(_)) => self.marks.reply = self.marks.reply.or(now),
+            Some(Event::Done { usage, timings, .. }) => self.marks.done = Some((*usage, *timings)),
+            Some(Event::Failed(error)) => self.failure = Some(error.to_string()),
+            None => self.failure = Some("the engine has stopped".into()),
+            _ => {}
+        }
+        if matches!(event, None | Some(Event::Done { .. } | Event::Failed(_))) {
+            self.turn = None;
+        }
+        self.input(event.map_or(Input::EngineEnded(id), |event| Input::Engine(id, event)));
+    }
+
+    fn obey(&mut self) {
+        while let Some(output) = self.session.poll() {
+            match output {
+                Output::Send { event, .. } => match &*event {
+                    ServerEvent::SpeechStopped { .. } => self.marks.over = Some(Instant::now()),
+                    ServerEvent::ItemAdded { item, .. } => self.items.push(item.id.clone()),
+                    ServerEvent::ItemDeleted { item_id } => self.items.retain(|id| id != item_id),
+                    ServerEvent::Error { error } => self.failure = Some(error.message.clone()),
+                    _ => {}
+                },
+                Output::Start(id, request) => {
+                    self.marks = Marks { said: self.marks.said, over: self.marks.over, ..Marks::default() };
+                    self.marks.begun = Some(Instant::now());
+                    match self.engine.respond(*request) {
+                        Ok(turn) => self.turn = Some((id, turn)),
+                        Err(error) => self.engine(id, Some(Event::Failed(error))),
+                    }
+                }
+                Output::Cancel(id) => drop(self.turn.take_if(|(running, _)| *running == id)),
+                Output::Listen(listen) => self.listening = self.engine.listen(*listen).ok(),
+                Output::Hear(samples) => drop(self.listening.take_if(|ear| ear.push(&samples) > 0)),
+                Output::EndOfSound => match &self.listening {
+                    Some(listening) => listening.finish(),
+                    None => self.input(Input::CaptionsEnded),
+                },
+                Output::Unlisten => self.listening = None,
+                Output::CloseIdle => {}
+            }
+        }
+    }
+}
+
+async fn next_event(turn: &mut Option<(TurnId, Turn)>) -> (TurnId, Option<Event>) {
+    match turn {
+        Some((id, turn)) => (*id, turn.next().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_caption(listening: &mut Option<Listening>) -> Option<crate::engine::Caption> {
+    match listening {
+        Some(listening) => listening.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Speech without pauses, as long as is asked for: what a detector finds of voice in a file, again and again.
+pub(super) struct Speech(Vec<f32>);
+
+impl Speech {
+    pub(super) fn open(path: &std::path::Path, config: &Config) -> Result<Self> {
+        let sound = file::read(path, 600.0).with_context(|| format!("{} cannot be heard", path.display()))?;
+        let mut ears = detector(config.voice.detector);
+        let mut speech = Vec::new();
+        for frame in sound.as_chunks::<FRAME>().0 {
+            if ears.voice(frame) >= config.voice.threshold {
+                speech.extend_from_slice(frame);
+            }
+        }
+        anyhow::ensure!(speech.len() > RATE as usize, "there is no speech in {}", path.display());
+        Ok(Self(speech))
+    }
+
+    /// So many seconds of it, beginning elsewhere for each `n`: no two turns are alike.
+    pub(super) fn seconds(&self, seconds: f32, n: usize) -> Vec<f32> {
+        let from = n * 7919 % self.0.len();
+        self.0.iter().cycle().skip(from).take((seconds * RATE as f32) as usize).copied().collect()
+    }
+}
