@@ -19,55 +19,102 @@ pub trait Detector: Send {
 /// The detector that a configuration names.
 pub fn detector(kind: crate::config::Detector) -> Box<dyn Detector> {
     match kind {
-        crate::config::Detector::Neural => Box::new(Neural(earshot::Detector::default_boxed())),
+        crate::config::Detector::Neural => Box::new(Neural::new()),
         crate::config::Detector::Energy => Box::new(Energy::default()),
     }
 }
 
-/// Earshot's network. It knows voice from other noise.
-struct Neural(Box<earshot::Detector>);
+/// Earshot's network, which knows voice from most other noise, where the sound stands out of its background: a hum or a fan that the network
+/// takes for a voice goes on for ever, and no turn would end.
+struct Neural {
+    network: Box<earshot::Detector>,
+    /// The last sample and what the filter made of it.
+    last: [f32; 2],
+    loudness: f32,
+    floor: Floor,
+}
+
+/// How fast the loudness follows, a frame: over about 100 ms, so that noise by itself hardly moves it.
+const FOLLOW: f32 = 0.15;
+/// 4 s: nobody speaks so long without a breath.
+const BACKGROUND: u32 = 250;
+
+impl Neural {
+    fn new() -> Self {
+        Self {
+            network: earshot::Detector::default_boxed(),
+            last: [0.0; 2],
+            loudness: 0.0,
+            floor: Floor::new(BACKGROUND),
+        }
+    }
+}
 
 impl Detector for Neural {
     fn voice(&mut self, frame: &[f32; FRAME]) -> f32 {
         // Out-of-range input is a debug panic there; sound from files may be anything.
         let clean = frame.map(|x| if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
-        self.0.predict_f32(&clean)
+        let power = power(&clean.map(|x| {
+            // From about 270 Hz on: traffic and wind rumble below, and swell as speech does.
+            self.last = [x, x - self.last[0] + 0.9 * self.last[1]];
+            self.last[1]
+        }));
+        // It rises at once.
+        self.loudness += (power - self.loudness) * if power > self.loudness { 0.5 } else { FOLLOW };
+        let over = self.floor.over(self.loudness);
+        self.network.predict_f32(&clean).min(((over - 1.5) / 2.0).clamp(0.0, 1.0))
     }
 
     fn reset(&mut self) {
-        self.0.reset();
+        *self = Self::new();
     }
 }
 
-/// Loudness over the noise floor, which is the quietest frame of the last few seconds: 6 dB over it is nothing, 18 dB is voice. It takes any
-/// sound that comes and goes for voice, and needs no more than a few operations a sample.
-#[derive(Debug, Clone)]
-pub struct Energy {
-    /// The quietest frame of the window before and of this one, dB.
-    floors: [f32; 2],
-    frames: u32,
+fn power(frame: &[f32; FRAME]) -> f32 {
+    frame.iter().map(|x| x * x).sum::<f32>() / FRAME as f32
 }
 
-/// 1.5 s: speech pauses for breath or between syllables at least once in two of these.
-const WINDOW: u32 = 94;
+/// The noise floor: the quietest frame of the last two windows.
+#[derive(Debug, Clone)]
+struct Floor {
+    /// The quietest of the window before and of this one, dB.
+    quietest: [f32; 2],
+    frames: u32,
+    window: u32,
+}
+
+impl Floor {
+    fn new(window: u32) -> Self {
+        Self { quietest: [-50.0; 2], frames: 0, window }
+    }
+
+    /// How far a frame of this power is above the floor, dB.
+    fn over(&mut self, power: f32) -> f32 {
+        let db = (10.0 * (power + 1e-9).log10()).max(-70.0);
+        if self.frames == self.window {
+            (self.frames, self.quietest) = (0, [self.quietest[1], f32::INFINITY]);
+        }
+        self.frames += 1;
+        self.quietest[1] = self.quietest[1].min(db);
+        db - self.quietest[0].min(self.quietest[1])
+    }
+}
+
+/// Loudness over the noise floor: 6 dB over it is nothing, 18 dB is voice. It takes any sound that comes and goes for voice, and needs no more
+/// than a few operations a sample.
+#[derive(Debug, Clone)]
+pub struct Energy(Floor);
 
 impl Default for Energy {
     fn default() -> Self {
-        Self { floors: [-50.0; 2], frames: 0 }
+        // 1.5 s: speech pauses for breath or between syllables at least once in two of these.
+        Self(Floor::new(94))
     }
 }
 
 impl Detector for Energy {
     fn voice(&mut self, frame: &[f32; FRAME]) -> f32 {
-        let power = frame.iter().map(|x| x * x).sum::<f32>() / FRAME as f32;
-        let db = (10.0 * (power + 1e-9).log10()).max(-70.0);
-        if self.frames == WINDOW {
-            (self.frames, self.floors) = (0, [self.floors[1], f32::INFINITY]);
-        }
-        self.frames += 1;
-        self.floors[1] = self.floors[1].min(db);
-        let floor = self.floors[0].min(self.floors[1]);
-        ((db - floor - 6.0) / 12.0).clamp(0.0, 1.0)
+        ((self.0.over(power(frame)) - 6.0) / 12.0).clamp(0.0, 1.0)
     }
 
     fn reset(&mut self) {

@@ -3,6 +3,7 @@
 mod latency;
 mod sessions;
 mod talker;
+mod voice;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,6 +47,8 @@ enum What {
     Sessions,
     /// Memory after 20 and after 200 conversations.
     Memory,
+    /// The two voice detectors, in noise and without.
+    Voice,
 }
 
 impl Bench {
@@ -57,6 +60,9 @@ impl Bench {
     /// A server's engine and sessions, in real time.
     fn live(&self, config: Config) -> Result<()> {
         let speech = talker::Speech::open(&self.speech, &config)?;
+        if self.what == What::Voice {
+            return voice::run(&config, &speech);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         if self.what == What::Latency {
             let engine = super::engine(&config)?;

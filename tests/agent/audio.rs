@@ -162,3 +162,24 @@ fn both_detectors_find_real_speech() {
         assert!(matches!(found.last(), Some(GateEvent::Stopped(at)) if at.abs_diff(spoken as u64) < 16_000));
     }
 }
+
+/// What goes on for ever is no voice, however much the network takes it for one.
+#[test]
+fn a_hum_or_a_fan_does_not_keep_a_turn_open() {
+    let clip = speech("jfk.wav");
+    let loudness = (clip.iter().map(|x| x * x).sum::<f32>() / clip.len() as f32).sqrt();
+    let hum = |i: usize| (1..8).map(|n| (i as f32 * 0.0196 * n as f32).sin()).sum::<f32>() / 1.9;
+    let fan = noise_f32(20.0, |_| true);
+    for (name, noise) in
+        [("hum", (0..20 * 16_000).map(hum).collect::<Vec<_>>()), ("fan", fan.iter().map(|x| x * 5.8).collect())]
+    {
+        // Two seconds of it, the sentence in it 10 dB louder, and seven seconds of it.
+        let mut sound: Vec<f32> = noise.iter().map(|x| x * loudness * 0.32).collect();
+        sound[32_000..].iter_mut().zip(&clip).for_each(|(x, s)| *x += s);
+        let found = events(Detector::Neural, &sound);
+        let (first, last) = (found.first(), found.last());
+        assert!(found.len() <= 12, "{name}: {found:?}");
+        assert!(matches!(last, Some(GateEvent::Stopped(at)) if *at < 16_000 * 15), "{name}: {found:?}");
+        assert!(matches!(first, Some(GateEvent::Started(_))), "{name}: {found:?}");
+    }
+}
