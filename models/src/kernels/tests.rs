@@ -21,9 +21,7 @@ fn matrix(dtype: GgmlDType, rows: usize, cols: usize, rng: &mut StdRng) -> (QMat
 }
 
 fn levels() -> Vec<Level> {
-    let mut levels = vec![Level::Portable, Level::best()];
-    levels.dedup();
-    levels
+    Level::all()
 }
 
 #[test]
