@@ -110,7 +110,7 @@ impl Weights {
             Some(quantised) => quantised,
             None => Matrix::Dense(self.tensor(&weight, &[out, input])?),
         };
-        Ok(Linear::new(weight, bias))
+        Linear::new(weight, bias)
     }
 
     /// The quantised matrix `name` of exactly `[rows, cols]`; `None` where it is stored dense.
@@ -127,7 +127,7 @@ impl Weights {
         // Packing checks the scales, and is what the CPU needs anyway.
         let packed = kernels::repack(bytes, dtype, rows, cols).map_err(|e| Error::tensor(name, e))?;
         Ok(Some(if self.device.is_cpu() {
-            Matrix::Packed(Arc::new(packed))
+            Matrix::repacked(packed)
         } else {
             Matrix::Quantised(Arc::new(gguf.quantised(name, &self.device)?))
         }))

@@ -6,7 +6,6 @@
 //! words and of final sound are kept, so that a guess costs what is new.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{D, DType, Device, Tensor};
@@ -348,13 +347,13 @@ fn eight_bit(weight: Tensor) -> Result<Matrix> {
     }
     let quantised = QTensor::quantize(&weight, GgmlDType::Q8_0)?;
     let packed = kernels::repack(&quantised.data()?, GgmlDType::Q8_0, rows, cols);
-    Ok(Matrix::Packed(Arc::new(packed.map_err(|e| Error::tensor("of the word ear", e))?)))
+    Ok(Matrix::repacked(packed.map_err(|e| Error::tensor("of the word ear", e))?))
 }
 
 fn linear(weights: &Weights, name: &str, out: usize, input: usize, bias: bool) -> Result<Linear> {
     let weight = eight_bit(weights.tensor(&format!("{name}.weight"), &[out, input])?)?;
     let bias = if bias { Some(weights.tensor(&format!("{name}.bias"), &[out])?) } else { None };
-    Ok(Linear::new(weight, bias))
+    Linear::new(weight, bias)
 }
 
 fn layer_norm(weights: &Weights, name: &str, d: usize) -> Result<LayerNorm> {

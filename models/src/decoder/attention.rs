@@ -37,7 +37,7 @@ impl Rotary {
 
 impl Angles {
     /// Turns `x [n, heads, head]`: each number of a head's first half with its partner in the second (GPT-NeoX's order).
-    fn turn(&self, x: &mut [f32], head: usize) {
+    pub(super) fn turn(&self, x: &mut [f32], head: usize) {
         let half = head / 2;
         let Some(rows) = self.cos.len().checked_div(half).filter(|n| *n > 0) else { return };
         let width = x.len() / rows;
@@ -67,10 +67,10 @@ pub(super) struct Attention {
     pub(super) key: Linear,
     pub(super) value: Linear,
     pub(super) out: Linear,
-    layer: usize,
-    heads: usize,
+    pub(super) layer: usize,
+    pub(super) heads: usize,
     kv_heads: usize,
-    head: usize,
+    pub(super) head: usize,
 }
 
 impl Attention {

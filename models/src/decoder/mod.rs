@@ -5,6 +5,7 @@
 
 mod attention;
 mod config;
+mod plain;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, RmsNorm};
@@ -24,11 +25,19 @@ struct Mlp {
     down: Linear,
 }
 
+/// A norm, for tensors and for plain rows.
+#[derive(Debug)]
+struct Norm {
+    tensors: RmsNorm,
+    weight: Vec<f32>,
+    epsilon: f32,
+}
+
 #[derive(Debug)]
 struct Layer {
-    input_norm: RmsNorm,
+    input_norm: Norm,
     attention: Attention,
-    post_norm: RmsNorm,
+    post_norm: Norm,
     mlp: Mlp,
 }
 
@@ -37,7 +46,7 @@ struct Layer {
 pub struct Decoder {
     embedding: Matrix,
     layers: Vec<Layer>,
-    norm: RmsNorm,
+    norm: Norm,
     /// `None`: the embedding serves as head, too.
     head: Option<Linear>,
     rotary: Rotary,
@@ -58,8 +67,11 @@ pub struct Share<'a> {
 impl Decoder {
     pub(crate) fn load(weights: &Weights, config: &Config) -> Result<Self> {
         let d = config.hidden_size;
-        let norm =
-            |name: &str| -> Result<RmsNorm> { Ok(RmsNorm::new(weights.tensor(name, &[d])?, config.rms_norm_eps)) };
+        let norm = |name: &str| -> Result<Norm> {
+            let weight = weights.tensor(name, &[d])?;
+            let tensors = RmsNorm::new(weight.clone(), config.rms_norm_eps);
+            Ok(Norm { tensors, weight: weight.to_dtype(DType::F32)?.to_vec1()?, epsilon: config.rms_norm_eps as f32 })
+        };
         let layer = |n: usize| -> Result<Layer> {
             let name = |part: &str| format!("model.layers.{n}.{part}");
             let ffn = config.intermediate_size;
@@ -80,7 +92,7 @@ impl Decoder {
         let table = "model.embed_tokens.weight";
         let embedding = match weights.quantised(table, config.vocab_size, d)? {
             Some(quantised) => quantised,
-            None => Matrix::Dense(weights.tensor(table, &[config.vocab_size, d])?),
+            None => Matrix::dense(weights.tensor(table, &[config.vocab_size, d])?)?,
         };
         Ok(Self {
             embedding,
@@ -166,17 +178,24 @@ impl Decoder {
         }
         let positions = shares.iter().flat_map(|s| s.sequence.len()..s.sequence.len() + s.tokens);
         let angles = self.rotary.angles(positions);
+        if self.is_plain(shares) && x.dtype() == DType::F32 {
+            let rows = self.forward_plain(x.flatten_all()?.to_vec1()?, shares, &angles);
+            for share in shares {
+                share.sequence.advance(share.tokens);
+            }
+            return Ok(Tensor::from_vec(rows, x.shape(), x.device())?);
+        }
         let mut x = x.clone();
         for layer in &self.layers {
-            x = (&x + layer.attention.forward(&layer.input_norm.forward(&x)?, shares, &angles)?)?;
-            let heard = layer.post_norm.forward(&x)?;
+            x = (&x + layer.attention.forward(&layer.input_norm.tensors.forward(&x)?, shares, &angles)?)?;
+            let heard = layer.post_norm.tensors.forward(&x)?;
             let inner = (layer.mlp.gate.forward(&heard)?.silu()? * layer.mlp.up.forward(&heard)?)?;
             x = (&x + layer.mlp.down.forward(&inner)?)?;
         }
         for share in shares {
             share.sequence.advance(share.tokens);
         }
-        Ok(self.norm.forward(&x)?)
+        Ok(self.norm.tensors.forward(&x)?)
     }
 
     /// Logits `[n, vocab]` in f32 of hidden states `[n, hidden]`.

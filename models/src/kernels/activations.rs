@@ -1,4 +1,4 @@
-//! Activation rows quantised to 8 bits, in the order in which the kernels read them.
+//! Activation rows in the order in which the kernels read them: quantised to 8 bits, or as they are.
 
 use super::pack::{PANEL, Scheme, Type};
 use super::{BLOCK, Level};
@@ -7,13 +7,101 @@ use super::{BLOCK, Level};
 pub(super) const TILE: usize = 16;
 /// Values of half a block: what shares a factor in the finest type.
 const HALF: usize = BLOCK / 2;
-/// Tiles that are worth more threads than one.
-const MANY: usize = 3;
 
-/// Quantised rows. Tiles of [`TILE`] rows, the last with what is left; in a tile block by block, in a block row by row, so that a kernel
-/// walks straight through memory whatever the number of rows.
+/// What a kernel gives: the sums of a tile's rows with a panel's.
+pub(super) type Sums = [[f32; PANEL]; TILE];
+
+/// Memory that several tasks fill, each its own places.
+pub(super) struct Slots<T> {
+    at: *mut T,
+    len: usize,
+}
+
+// SAFETY: whoever writes promises to be alone at its place.
+unsafe impl<T: Send> Send for Slots<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Slots<T> {}
+
+impl<T: Copy> Slots<T> {
+    pub(super) fn new(memory: &mut [T]) -> Self {
+        Self { at: memory.as_mut_ptr(), len: memory.len() }
+    }
+
+    /// The places `from..from + n`.
+    ///
+    /// # Safety
+    /// The memory must still be borrowed by whom it was taken from, and nobody else may use these places as long as they are used here.
+    #[expect(clippy::mut_from_ref, reason = "that is what it is for, and why it is unsafe")]
+    pub(super) unsafe fn part(&self, from: usize, n: usize) -> &mut [T] {
+        assert!(from <= self.len && n <= self.len - from);
+        // SAFETY: inside the memory, as just checked; alone there, as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(from), n) }
+    }
+
+    /// Writes `value` to place `i`.
+    ///
+    /// # Safety
+    /// As for [`Slots::part`].
+    #[inline(always)]
+    unsafe fn put(&self, i: usize, value: T) {
+        assert!(i < self.len);
+        // SAFETY: inside the memory, as just checked; alone there, as the caller promises.
+        unsafe { self.at.add(i).write(value) }
+    }
+}
+
+/// Rows by tiles of [`TILE`], the last with what is left; in a tile column by column (or block by block), in a column row by row: a kernel
+/// walks straight through memory whatever the number of rows. This is where number 0 of a row is, and how far the next one.
+fn place(row: usize, rows: usize, columns: usize) -> (usize, usize) {
+    let tile = row / TILE;
+    let stride = TILE.min(rows - tile * TILE);
+    (tile * TILE * columns + row % TILE, stride)
+}
+
+/// The place of a tile, and its rows.
+fn stretch(tile: usize, rows: usize, columns: usize) -> (std::ops::Range<usize>, usize) {
+    let own = TILE.min(rows - tile * TILE);
+    (tile * TILE * columns..(tile * TILE + own) * columns, own)
+}
+
+/// f32 rows.
+pub(super) struct Columns {
+    rows: usize,
+    cols: usize,
+    values: Vec<f32>,
+}
+
+impl Columns {
+    pub(super) fn new(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, values: vec![0.0; rows * cols] }
+    }
+
+    pub(super) fn slots(&mut self) -> Slots<f32> {
+        Slots::new(&mut self.values)
+    }
+
+    /// Puts row `row` where it belongs.
+    ///
+    /// # Safety
+    /// `slots` must be those of a `Columns` of `rows` rows, still there, and no other thread may write this row.
+    pub(super) unsafe fn fill(slots: &Slots<f32>, row: usize, rows: usize, x: &[f32]) {
+        let (first, stride) = place(row, rows, x.len());
+        for (k, x) in x.iter().enumerate() {
+            // SAFETY: places of this row alone.
+            unsafe { slots.put(first + k * stride, *x) };
+        }
+    }
+
+    /// The tile's `[cols, rows]`, and its rows.
+    pub(super) fn tile(&self, i: usize) -> (&[f32], usize) {
+        let (range, rows) = stretch(i, self.rows, self.cols);
+        (&self.values[range], rows)
+    }
+}
+
+/// Quantised rows.
 pub(super) struct Activations {
-    pub(super) rows: usize,
+    rows: usize,
     blocks: usize,
     quants: Vec<[i8; BLOCK]>,
     /// One scale a block.
@@ -23,6 +111,7 @@ pub(super) struct Activations {
     starts: Vec<i32>,
     /// The same for each half, with [`Scheme::Halves`].
     half_starts: Vec<[i32; 2]>,
+    offset: i32,
 }
 
 /// A tile of them.
@@ -37,44 +126,46 @@ pub(super) struct Tile<'a> {
     pub(super) half_starts: &'a [[i32; 2]],
 }
 
-/// What a kernel gives: the sums of a tile's rows with a panel's.
-pub(super) type Sums = [[f32; PANEL]; TILE];
+/// [`Activations`] to be filled.
+pub(super) struct Filling {
+    rows: usize,
+    quants: Slots<[i8; BLOCK]>,
+    scales: Slots<f32>,
+    starts: Slots<i32>,
+    half_starts: Slots<[i32; 2]>,
+    offset: i32,
+}
 
 impl Activations {
-    /// Quantises `x [n, cols]` for products with a matrix of type `kind`.
-    pub(super) fn new(x: &[f32], cols: usize, kind: Type, level: Level) -> Self {
-        let (rows, blocks) = (x.len() / cols, cols / BLOCK);
+    /// Room for `rows` rows of `cols` numbers, for products with a matrix of type `kind`.
+    pub(super) fn new(rows: usize, cols: usize, kind: Type) -> Self {
+        let blocks = cols / BLOCK;
         let all = rows * blocks;
         let halves = kind.scheme() == Scheme::Halves;
-        let mut out = Self {
+        Self {
             rows,
             blocks,
             quants: vec![[0; BLOCK]; all],
             scales: vec![0.0; all],
             starts: vec![0; if halves { 0 } else { all }],
             half_starts: vec![[0; 2]; if halves { all } else { 0 }],
-        };
-        let offset = if kind.scheme() == Scheme::Minimum { 1 } else { kind.offset() };
-        let one = |tile: usize, part: Part<'_>| {
-            let x = &x[tile * TILE * cols..rows.min((tile + 1) * TILE) * cols];
-            quantise(x, cols, offset, part, level);
-        };
-        if out.tiles() < MANY {
-            out.parts().into_iter().enumerate().for_each(|(tile, part)| one(tile, part));
-        } else {
-            use rayon::prelude::*;
-            out.parts().into_par_iter().enumerate().for_each(|(tile, part)| one(tile, part));
+            offset: if kind.scheme() == Scheme::Minimum { 1 } else { kind.offset() },
         }
-        out
     }
 
-    pub(super) fn tiles(&self) -> usize {
-        self.rows.div_ceil(TILE)
+    pub(super) fn filling(&mut self) -> Filling {
+        Filling {
+            rows: self.rows,
+            quants: Slots::new(&mut self.quants),
+            scales: Slots::new(&mut self.scales),
+            starts: Slots::new(&mut self.starts),
+            half_starts: Slots::new(&mut self.half_starts),
+            offset: self.offset,
+        }
     }
 
     pub(super) fn tile(&self, i: usize) -> Tile<'_> {
-        let rows = TILE.min(self.rows - i * TILE);
-        let range = i * TILE * self.blocks..(i * TILE + rows) * self.blocks;
+        let (range, rows) = stretch(i, self.rows, self.blocks);
         Tile {
             rows,
             blocks: self.blocks,
@@ -84,97 +175,87 @@ impl Activations {
             half_starts: if self.half_starts.is_empty() { &[] } else { &self.half_starts[range] },
         }
     }
-
-    fn parts(&mut self) -> Vec<Part<'_>> {
-        let tiles = self.tiles();
-        let size = TILE * self.blocks;
-        let mut starts = self.starts.chunks_mut(size);
-        let mut halves = self.half_starts.chunks_mut(size);
-        let parts = self.quants.chunks_mut(size).zip(self.scales.chunks_mut(size)).map(|(quants, scales)| Part {
-            quants,
-            scales,
-            starts: starts.next().unwrap_or_default(),
-            half_starts: halves.next().unwrap_or_default(),
-        });
-        let parts: Vec<_> = parts.collect();
-        debug_assert_eq!(parts.len(), tiles);
-        parts
-    }
 }
 
-/// A tile to be filled.
-struct Part<'a> {
-    quants: &'a mut [[i8; BLOCK]],
-    scales: &'a mut [f32],
-    starts: &'a mut [i32],
-    half_starts: &'a mut [[i32; 2]],
-}
-
-/// Quantises the rows of one tile.
-fn quantise(x: &[f32], cols: usize, offset: i32, part: Part<'_>, level: Level) {
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a level is only made where the processor has what it names.
-        Level::Avx512 => unsafe { avx512(x, cols, offset, part) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Level::Avx2 | Level::AvxVnni => unsafe { avx2(x, cols, offset, part) },
-        _ => body(x, cols, offset, part),
+impl Filling {
+    /// Quantises row `row`.
+    ///
+    /// # Safety
+    /// The activations must still be there, and no other thread may fill this row.
+    pub(super) unsafe fn fill(&self, row: usize, x: &[f32], level: Level) {
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a level is only made where the processor has what it names; the rest is the caller's promise.
+            Level::Avx512 => unsafe { avx512(self, row, x) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Avx2 | Level::AvxVnni => unsafe { avx2(self, row, x) },
+            // SAFETY: as above.
+            _ => unsafe { body(self, row, x) },
+        }
     }
 }
 
 /// # Safety
-/// The processor must have AVX-512 F and BW.
+/// As for [`Filling::fill`], and the processor must have AVX-512 F, BW and VL.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn avx512(x: &[f32], cols: usize, offset: i32, part: Part<'_>) {
-    body(x, cols, offset, part);
+unsafe fn avx512(to: &Filling, row: usize, x: &[f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { body(to, row, x) }
 }
 
 /// # Safety
-/// The processor must have AVX2.
+/// As for [`Filling::fill`], and the processor must have AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn avx2(x: &[f32], cols: usize, offset: i32, part: Part<'_>) {
-    body(x, cols, offset, part);
+unsafe fn avx2(to: &Filling, row: usize, x: &[f32]) {
+    // SAFETY: the caller's promise.
+    unsafe { body(to, row, x) }
 }
 
 /// Plain Rust in lanes, compiled once for each instruction set: all give the same integers.
+///
+/// # Safety
+/// As for [`Filling::fill`].
 #[inline(always)]
-fn body(x: &[f32], cols: usize, offset: i32, part: Part<'_>) {
-    let rows = x.len() / cols;
-    for (row, x) in x.chunks_exact(cols).enumerate() {
-        for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
-            let at = b * rows + row;
-            let mut peaks = [0f32; HALF];
-            for (i, peak) in peaks.iter_mut().enumerate() {
-                let (a, b) = (x[i].abs(), x[i + HALF].abs());
-                *peak = if a > b { a } else { b };
+unsafe fn body(to: &Filling, row: usize, x: &[f32]) {
+    let (first, stride) = place(row, to.rows, x.len() / BLOCK);
+    for (b, x) in x.as_chunks::<BLOCK>().0.iter().enumerate() {
+        let at = first + b * stride;
+        let mut peaks = [0f32; HALF];
+        for (i, peak) in peaks.iter_mut().enumerate() {
+            let (a, b) = (x[i].abs(), x[i + HALF].abs());
+            *peak = if a > b { a } else { b };
+        }
+        let mut half = HALF / 2;
+        while half > 0 {
+            for i in 0..half {
+                peaks[i] = if peaks[i] > peaks[i + half] { peaks[i] } else { peaks[i + half] };
             }
-            let mut half = HALF / 2;
-            while half > 0 {
-                for i in 0..half {
-                    peaks[i] = if peaks[i] > peaks[i + half] { peaks[i] } else { peaks[i + half] };
-                }
-                half /= 2;
-            }
-            let scale = peaks[0] / 127.0;
-            let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
-            let mut integers = [0i32; BLOCK];
-            for (q, v) in integers.iter_mut().zip(x) {
-                // Adding 1.5 · 2^23 rounds half to even, and leaves the integer in the low bits of the sum; no NaN becomes more than 8 bits.
-                *q = i32::from(((v * inverse + 12_582_912.0).to_bits() & 0xff) as u8 as i8);
-            }
-            for (to, q) in part.quants[at].iter_mut().zip(&integers) {
-                *to = *q as i8;
-            }
-            let sum = |half: &[i32]| -> i32 { half.iter().sum() };
-            let sums = [sum(&integers[..HALF]), sum(&integers[HALF..])];
-            part.scales[at] = scale;
-            if part.half_starts.is_empty() {
-                part.starts[at] = -offset * (sums[0] + sums[1]);
+            half /= 2;
+        }
+        let scale = peaks[0] / 127.0;
+        let inverse = if scale > f32::MIN_POSITIVE { 1.0 / scale } else { 0.0 };
+        let mut integers = [0i32; BLOCK];
+        for (q, v) in integers.iter_mut().zip(x) {
+            // Adding 1.5 · 2^23 rounds half to even, and leaves the integer in the low bits of the sum; no NaN becomes more than 8 bits.
+            *q = (((v * inverse + 12_582_912.0).to_bits() << 24) as i32) >> 24;
+        }
+        let mut bytes = [0i8; BLOCK];
+        for (to, q) in bytes.iter_mut().zip(&integers) {
+            *to = *q as i8;
+        }
+        let sum = |half: &[i32]| -> i32 { half.iter().sum() };
+        let sums = [sum(&integers[..HALF]), sum(&integers[HALF..])];
+        // SAFETY: places of this row alone.
+        unsafe {
+            to.quants.put(at, bytes);
+            to.scales.put(at, scale);
+            if to.half_starts.len == 0 {
+                to.starts.put(at, -to.offset * (sums[0] + sums[1]));
             } else {
-                part.half_starts[at] = sums.map(|s| -offset * s);
+                to.half_starts.put(at, sums.map(|s| -to.offset * s));
             }
         }
     }

@@ -5,23 +5,26 @@
 //! row's result never depends on the rows that share its pass (invariant I4), and one row takes the same way as five hundred.
 
 mod activations;
+mod affine;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod dense;
 mod pack;
 mod portable;
+mod rows;
 #[cfg(test)]
 mod tests;
-
-use std::sync::Arc;
+pub(crate) mod threads;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
-use rayon::prelude::*;
 
-use activations::{Activations, TILE};
-use pack::PANEL;
+use activations::{Sums, Tile};
+pub(crate) use affine::{Affine, Packed, forward};
+pub(crate) use dense::DMatrix;
 pub(crate) use pack::{QMatrix, repack};
+pub(crate) use rows::{Input, normed};
 
 /// Values that share one activation scale.
 const BLOCK: usize = 32;
@@ -66,90 +69,31 @@ impl Level {
     }
 }
 
-/// Some of a result's rows, to be written by several tasks: each writes the columns of its own panels.
-#[derive(Clone, Copy)]
-struct Out {
-    at: *mut f32,
-    /// Rows and columns of the result.
-    shape: (usize, usize),
-}
-
-// SAFETY: tasks write disjoint columns (`Out::put` is given a panel's, and each panel belongs to one task).
-unsafe impl Send for Out {}
-// SAFETY: as above.
-unsafe impl Sync for Out {}
-
-impl Out {
-    /// Writes what belongs to panel `p` of row `row`.
-    ///
-    /// # Safety
-    /// No other thread writes this panel's columns.
-    unsafe fn put(self, row: usize, p: usize, values: &[f32; PANEL]) {
-        let (rows, cols) = self.shape;
-        let n = PANEL.min(cols - p * PANEL);
-        assert!(row < rows);
-        // SAFETY: row and columns lie inside the result, as just checked, and are this thread's alone.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.at.add(row * cols + p * PANEL), n) }
-    }
-}
-
-/// Bytes of weights that are worth a task of their own.
-const TASK: usize = 1 << 16;
-
 impl QMatrix {
-    /// `x [n, cols]` times the transpose of this matrix: `[n, rows]`, row-major.
-    ///
-    /// # Panics
-    /// If `x` is not a whole number of rows: the caller has checked its shape.
-    fn product(&self, x: &[f32], level: Level) -> Vec<f32> {
-        let (rows, cols) = self.shape();
-        assert_eq!(x.len() % cols, 0, "activations are whole rows");
-        let acts = Activations::new(x, cols, self.kind, level);
-        let mut out = vec![0f32; acts.rows * rows];
-        let to = Out { at: out.as_mut_ptr(), shape: (acts.rows, rows) };
-        // With many activation rows a task's panels stay in the second-level cache while all of them pass.
-        let per = (TASK / (cols * self.kind.bits() * 2)).clamp(1, self.panels().div_ceil(4).max(1));
-        (0..self.panels().div_ceil(per)).into_par_iter().for_each(|task| {
-            let panels = task * per..self.panels().min((task + 1) * per);
-            for tile in 0..acts.tiles() {
-                for p in panels.clone() {
-                    self.tile(p, &acts, tile, to, level);
-                }
-            }
-        });
-        out
-    }
-
-    /// One panel against one tile of activation rows.
-    fn tile(&self, p: usize, acts: &Activations, tile: usize, to: Out, level: Level) {
+    /// One panel with one tile of activation rows.
+    fn tile(&self, p: usize, x: Tile<'_>, sums: &mut Sums, level: Level) {
         let panel = self.panel(p);
-        let view = acts.tile(tile);
-        let mut sums = [[0f32; PANEL]; TILE];
         match level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a level is only made where the processor has what it names.
-            Level::Avx512 => unsafe { avx512::tile(self.kind, panel, view, &mut sums) },
+            Level::Avx512 => unsafe { avx512::tile(self.kind, panel, x, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::AvxVnni => unsafe { avx2::with_vnni(self.kind, panel, view, &mut sums) },
+            Level::AvxVnni => unsafe { avx2::with_vnni(self.kind, panel, x, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::Avx2 => unsafe { avx2::without_vnni(self.kind, panel, view, &mut sums) },
-            _ => portable::tile(self.kind, panel, view, &mut sums),
-        }
-        for (i, sums) in sums[..view.rows].iter().enumerate() {
-            // SAFETY: panel `p` is worked on by the caller's task alone.
-            unsafe { to.put(tile * TILE + i, p, sums) }
+            Level::Avx2 => unsafe { avx2::without_vnni(self.kind, panel, x, sums) },
+            _ => portable::tile(self.kind, panel, x, sums),
         }
     }
 }
 
-/// [`QMatrix::product`] as a candle operation: `x [.., cols]` to `[.., rows]`.
-struct Product(Arc<QMatrix>);
+/// [`Affine::forward`] as a candle operation: `x [.., cols]` to `[.., rows]`.
+struct Forward<'a>(&'a Affine);
 
-impl CustomOp1 for Product {
+impl CustomOp1 for Forward<'_> {
     fn name(&self) -> &'static str {
-        "quantised product"
+        "packed linear layer"
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
@@ -160,15 +104,15 @@ impl CustomOp1 for Product {
         }
         let x = storage.as_slice::<f32>()?;
         let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("a quantised product needs contiguous activations");
+            candle_core::bail!("a packed layer needs contiguous activations");
         };
-        let out = self.0.product(&x[start..end], Level::best());
+        let out = self.0.forward(Input::Plain(&x[start..end]));
         *dims.last_mut().expect("checked above") = rows;
         Ok((CpuStorage::F32(out), dims.into()))
     }
 }
 
-/// `x [.., cols]` times the transpose of `matrix`, in f32 on the CPU.
-pub(crate) fn product(matrix: &Arc<QMatrix>, x: &Tensor) -> candle_core::Result<Tensor> {
-    x.contiguous()?.apply_op1_no_bwd(&Product(matrix.clone()))
+/// The layer's result for `x [.., cols]`, in f32 on the CPU.
+pub(crate) fn apply(layer: &Affine, x: &Tensor) -> candle_core::Result<Tensor> {
+    x.contiguous()?.apply_op1_no_bwd(&Forward(layer))
 }

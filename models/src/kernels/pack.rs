@@ -137,10 +137,6 @@ impl QMatrix {
         self.cols / BLOCK
     }
 
-    pub(super) fn panels(&self) -> usize {
-        self.rows.div_ceil(PANEL)
-    }
-
     pub(super) fn panel(&self, p: usize) -> Panel<'_> {
         let blocks = self.blocks();
         let (lines, scales, factors) = (blocks * self.kind.bits(), self.kind.scales(blocks), self.kind.factors(blocks));

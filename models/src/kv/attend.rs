@@ -3,10 +3,9 @@
 //! Online softmax (Milakov & Gimelshein 2018; FlashAttention): one pass over the blocks with a running maximum. A query row's sums are made in
 //! the same order whatever stands beside it, so that its result depends on neither its chunk nor its batch (invariants I2 and I4).
 
-use rayon::prelude::*;
-
 use super::store::{LANES, Shape, Store};
 use super::{BLOCK, Inner};
+use crate::kernels::threads;
 
 /// Query tokens of one task: their group's heads read a block together while it is in the first-level cache.
 const TOKENS: usize = 16;
@@ -41,7 +40,7 @@ pub(super) fn attend(pool: &Inner, layer: usize, heads: usize, all: &[Queries<'_
             tasks.extend((0..shape.kv_heads).map(task));
         }
     }
-    let parts: Vec<Vec<f32>> = tasks.par_iter().map(Task::run).collect();
+    let parts: Vec<Vec<f32>> = threads::map(tasks.len(), |i| tasks[i].run());
     let mut out = Vec::with_capacity(all.iter().map(|queries| queries.q.len()).sum());
     // The heads of a token stand side by side again.
     for parts in parts.chunks_exact(shape.kv_heads) {

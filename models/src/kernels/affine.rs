@@ -1,0 +1,228 @@
+//! Linear layers over packed weights: products of one input with several matrices, their biases and low-rank updates, in one go.
+
+use std::sync::Arc;
+
+use super::activations::{Activations, Columns, Slots, Sums, TILE};
+use super::dense::DMatrix;
+use super::pack::{PANEL, QMatrix, Type};
+use super::rows::Input;
+use super::{Level, threads};
+
+/// A weight matrix `[rows, cols]` for the kernels.
+#[derive(Debug)]
+pub(crate) enum Packed {
+    /// Of a GGUF type.
+    Quantised(QMatrix),
+    /// f32.
+    Dense(DMatrix),
+}
+
+impl Packed {
+    /// Rows and columns.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Quantised(w) => w.shape(),
+            Self::Dense(w) => w.shape(),
+        }
+    }
+
+    /// Row `i` in f32.
+    pub(crate) fn values(&self, i: usize) -> Vec<f32> {
+        match self {
+            Self::Quantised(w) => w.values(i),
+            Self::Dense(w) => w.values(i),
+        }
+    }
+
+    fn panels(&self) -> usize {
+        self.shape().0.div_ceil(PANEL)
+    }
+
+    /// Bytes that a panel's weights take, roughly.
+    fn panel_bytes(&self) -> usize {
+        match self {
+            Self::Quantised(w) => w.shape().1 * w.kind.bits() * 2,
+            Self::Dense(w) => w.shape().1 * PANEL * 4,
+        }
+    }
+}
+
+/// `y = x Wᵀ + b + (x Aᵀ) Bᵀ`.
+#[derive(Debug)]
+pub(crate) struct Affine {
+    weight: Arc<Packed>,
+    /// Whole panels of it.
+    bias: Option<Vec<f32>>,
+    /// `A [rank, cols]` and `B [rows, rank]`. Apart, because adding them to a quantised weight would round them away.
+    update: Option<(DMatrix, DMatrix)>,
+}
+
+/// Bytes of weights that are worth a task of their own.
+const TASK: usize = 1 << 15;
+/// Activation rows that are made ready together.
+const READY: usize = 4;
+
+impl Affine {
+    pub(crate) fn new(weight: Arc<Packed>, bias: Option<&[f32]>) -> Self {
+        let whole = weight.panels() * PANEL;
+        let bias = bias.map(|bias| bias.iter().copied().chain(std::iter::repeat(0.0)).take(whole).collect());
+        Self { weight, bias, update: None }
+    }
+
+    /// Adds a low-rank update, `a [rank, cols]` and `b [rows, rank]`.
+    pub(crate) fn update(&mut self, a: &[f32], b: &[f32]) {
+        let (rows, cols) = self.weight.shape();
+        let rank = a.len() / cols;
+        self.update = Some((DMatrix::new(a, rank, cols), DMatrix::new(b, rows, rank)));
+    }
+
+    /// Rows and columns of its weight.
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        self.weight.shape()
+    }
+
+    /// The layer's result for `x`, `[n, rows]`.
+    pub(crate) fn forward(&self, x: Input<'_>) -> Vec<f32> {
+        let [out] = forward([self], x);
+        out
+    }
+
+    /// Adds the layer's result for `x` to `out [n, rows]`.
+    pub(crate) fn add(&self, x: Input<'_>, out: &mut [f32]) {
+        products(&[self], x, &mut [out], true, Level::best());
+    }
+}
+
+/// The results of several layers for one input, `[n, rows]` each.
+pub(crate) fn forward<const N: usize>(layers: [&Affine; N], x: Input<'_>) -> [Vec<f32>; N] {
+    let n = x.len() / layers[0].shape().1;
+    let mut outs = layers.map(|layer| vec![0f32; n * layer.shape().0]);
+    let mut parts: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
+    products(&layers, x, &mut parts, false, Level::best());
+    outs
+}
+
+/// What the kernels read of the input.
+struct Ready {
+    quantised: Vec<(Type, Activations)>,
+    dense: Option<Columns>,
+    /// `x Aᵀ` of each layer that has an update.
+    low: Vec<Option<Columns>>,
+}
+
+/// Writes each layer's result to its `out [n, rows]`, or adds it to what is there.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub(super) fn products(layers: &[&Affine], x: Input<'_>, outs: &mut [&mut [f32]], add: bool, level: Level) {
+    let cols = layers[0].shape().1;
+    assert_eq!(x.len() % cols, 0, "activations are whole rows");
+    let n = x.len() / cols;
+    for (layer, out) in layers.iter().zip(&*outs) {
+        let (rows, own) = layer.shape();
+        assert!(own == cols && out.len() == n * rows, "{n} rows of {cols} for [{rows}, {own}], to {}", out.len());
+    }
+    if n == 0 {
+        return;
+    }
+    let ready = ready(layers, x, n, cols, level);
+    // With many activation rows a task's panels stay in the second-level cache while all of them pass.
+    let mut tasks = Vec::new();
+    for (i, layer) in layers.iter().enumerate() {
+        let panels = layer.weight.panels();
+        let per = (TASK / layer.weight.panel_bytes()).clamp(1, panels.div_ceil(4));
+        tasks.extend((0..panels).step_by(per).map(|first| (i, first..panels.min(first + per))));
+    }
+    let slots: Vec<Slots<f32>> = outs.iter_mut().map(|out| Slots::new(out)).collect();
+    threads::run(tasks.len(), |task| {
+        let (i, panels) = &tasks[task];
+        let layer = layers[*i];
+        for tile in 0..n.div_ceil(TILE) {
+            for p in panels.clone() {
+                let mut sums = [[0f32; PANEL]; TILE];
+                let rows = layer.panel(p, tile, *i, &ready, &mut sums, level);
+                for (c, sums) in sums[..rows].iter().enumerate() {
+                    let all = layer.shape().0;
+                    let width = PANEL.min(all - p * PANEL);
+                    // SAFETY: `outs` is borrowed until all tasks are done, and each panel, the columns of which these are, belongs to one task.
+                    let out = unsafe { slots[*i].part((tile * TILE + c) * all + p * PANEL, width) };
+                    if add {
+                        out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                    } else {
+                        out.copy_from_slice(&sums[..width]);
+                    }
+                }
+            }
+        }
+    });
+}
+
+impl Affine {
+    /// Panel `p` with a tile of rows; how many these are. The layer is number `i` of those that `ready` was made for.
+    fn panel(&self, p: usize, tile: usize, i: usize, ready: &Ready, sums: &mut Sums, level: Level) -> usize {
+        let rows = match &*self.weight {
+            Packed::Quantised(w) => {
+                let found = ready.quantised.iter().find(|(kind, _)| *kind == w.kind);
+                let x = found.expect("made ready for every type").1.tile(tile);
+                w.tile(p, x, sums, level);
+                x.rows
+            }
+            Packed::Dense(w) => {
+                let (x, rows) = ready.dense.as_ref().expect("made ready for dense weights").tile(tile);
+                w.add(p, x, rows, sums, level);
+                rows
+            }
+        };
+        if let Some(bias) = &self.bias {
+            let bias = &bias[p * PANEL..(p + 1) * PANEL];
+            for sums in &mut sums[..rows] {
+                sums.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias);
+            }
+        }
+        if let (Some((_, b)), Some(low)) = (&self.update, &ready.low[i]) {
+            let (x, rows) = low.tile(tile);
+            b.add(p, x, rows, sums, level);
+        }
+        rows
+    }
+}
+
+/// Makes the input ready, a few rows a task.
+fn ready(layers: &[&Affine], x: Input<'_>, n: usize, cols: usize, level: Level) -> Ready {
+    let mut out = Ready { quantised: Vec::new(), dense: None, low: Vec::new() };
+    for layer in layers {
+        match &*layer.weight {
+            Packed::Quantised(w) if out.quantised.iter().all(|(kind, _)| *kind != w.kind) => {
+                out.quantised.push((w.kind, Activations::new(n, cols, w.kind)));
+            }
+            Packed::Dense(_) if out.dense.is_none() => out.dense = Some(Columns::new(n, cols)),
+            _ => {}
+        }
+        out.low.push(layer.update.as_ref().map(|(a, _)| Columns::new(n, a.shape().0)));
+    }
+    let quantised: Vec<_> = out.quantised.iter_mut().map(|(_, activations)| activations.filling()).collect();
+    let dense = out.dense.as_mut().map(Columns::slots);
+    let low: Vec<_> = out.low.iter_mut().map(|low| low.as_mut().map(Columns::slots)).collect();
+    threads::run(n.div_ceil(READY), |task| {
+        let rows = task * READY..n.min((task + 1) * READY);
+        let mut buffer = Vec::new();
+        let x = x.make(rows.start * cols..rows.end * cols, cols, &mut buffer, level);
+        for (row, x) in rows.clone().zip(x.chunks_exact(cols)) {
+            // SAFETY: `out` lives until all tasks are done, and each row belongs to one task.
+            unsafe {
+                quantised.iter().for_each(|to| to.fill(row, x, level));
+                if let Some(to) = &dense {
+                    Columns::fill(to, row, n, x);
+                }
+            }
+        }
+        for (layer, to) in layers.iter().zip(&low) {
+            let (Some((a, _)), Some(to)) = (&layer.update, to) else { continue };
+            for (row, low) in rows.clone().zip(a.narrow(x, level)) {
+                // SAFETY: as above.
+                unsafe { Columns::fill(to, row, n, &low) };
+            }
+        }
+    });
+    out
+}
