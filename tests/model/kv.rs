@@ -232,7 +232,7 @@ fn i2_nano_goes_on_as_a_cold_prefill() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     for _ in 0..3 {
         let program = program(8, 40).new_tree(&mut runner).unwrap().current();
-        run(&nano.decoder, &pool(), pool, &program, 3e-2);
+        run(&nano.decoder, &pool(), pool, &program, 0.0);
     }
 }
 
@@ -240,8 +240,8 @@ fn i2_nano_goes_on_as_a_cold_prefill() {
 fn i4_nano_does_not_notice_company() {
     let nano = Checkpoint::open(&crate::nano_directory(), &Options { device: Device::Cpu, words: false }).unwrap();
     for company in [vec![(0, 1), (40, 1)], vec![(3, 17), (33, 1), (5, 5)]] {
-        company_changes_nothing(&nano.decoder, 35, 1, &company, 3e-2);
-        company_changes_nothing(&nano.decoder, 0, 20, &company, 3e-2);
+        company_changes_nothing(&nano.decoder, 35, 1, &company, 0.0);
+        company_changes_nothing(&nano.decoder, 0, 20, &company, 0.0);
     }
 }
 
