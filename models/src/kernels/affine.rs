@@ -137,9 +137,9 @@ pub(super) fn products(layers: &[&Affine], x: Input<'_>, outs: &mut [&mut [f32]]
     threads::run(tasks.len(), |task| {
         let (i, panels) = &tasks[task];
         let layer = layers[*i];
+        let mut sums = [[0f32; PANEL]; TILE];
         for tile in 0..n.div_ceil(TILE) {
             for p in panels.clone() {
-                let mut sums = [[0f32; PANEL]; TILE];
                 let rows = layer.panel(p, tile, *i, &ready, &mut sums, level);
                 for (c, sums) in sums[..rows].iter().enumerate() {
                     let all = layer.shape().0;
@@ -169,6 +169,7 @@ impl Affine {
             }
             Packed::Dense(w) => {
                 let (x, rows) = ready.dense.as_ref().expect("made ready for dense weights").tile(tile);
+                sums[..rows].fill([0.0; PANEL]);
                 w.add(p, x, rows, sums, level);
                 rows
             }

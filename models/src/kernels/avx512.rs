@@ -1,7 +1,7 @@
 //! AVX-512 VNNI: one vector holds four columns of all sixteen rows of a panel.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm_loadu_si128, _mm256_loadu_si256, _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
+    __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
     _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_mul_ps,
     _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16,
     _mm512_srli_epi16, _mm512_storeu_ps, _mm512_ternarylogic_epi32,
@@ -12,6 +12,11 @@ use super::pack::{PANEL, Panel, SUPER, Scheme, Type};
 
 /// Vectors of one block of a panel: 32 columns by fours.
 const GROUPS: usize = 8;
+
+/// Up to so many rows memory is what a product waits for. It then pays to fetch weights [`AHEAD`] lines before their turn: the processor's
+/// own prefetcher begins anew with every page.
+const FEW: usize = 8;
+const AHEAD: usize = 48;
 
 /// All rows of a tile with all rows of a panel.
 ///
@@ -86,6 +91,12 @@ fn block<const KIND: u8, const C: usize>(panel: Panel<'_>, x: Tile<'_>, sums: &m
     let mut out = [_mm512_setzero_ps(); C];
     let (mut d, mut least) = (_mm512_setzero_ps(), _mm512_setzero_ps());
     for b in 0..blocks {
+        if C <= FEW {
+            for line in 0..bits {
+                // What lies that far behind is this task's next panel, mostly; a prefetch of what nobody owns does nothing.
+                _mm_prefetch::<_MM_HINT_T0>(panel.lines.as_ptr().wrapping_add(b * bits + line + AHEAD).cast());
+            }
+        }
         // SAFETY: as above.
         let w = unsafe { integers::<KIND>(panel.lines.as_ptr().add(b * bits).cast()) };
         let (scale, other) = match scheme {

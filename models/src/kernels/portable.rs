@@ -6,6 +6,7 @@ use super::pack::{PANEL, Panel, Scheme, Type, integer};
 
 /// All rows of a tile with all rows of a panel.
 pub(super) fn tile(kind: Type, panel: Panel<'_>, x: Tile<'_>, sums: &mut Sums) {
+    sums[..x.rows].fill([0.0; PANEL]);
     let mut integers = [[0u8; BLOCK]; PANEL];
     for (b, lines) in panel.lines.chunks_exact(kind.bits()).enumerate() {
         for (row, integers) in integers.iter_mut().enumerate() {
