@@ -82,8 +82,9 @@ macro_rules! kernel {
             assert!(scheme == Scheme::Plain || blocks.is_multiple_of(SUPER));
             let offset = half * LANES;
             // SAFETY of all reads below: block `b` of `blocks`, in slices whose lengths were asserted above; lines are aligned by their type.
-            let half_floats = |i: usize| unsafe {
-                _mm256_cvtph_ps(_mm_loadu_si128(panel.scales.as_ptr().add(i * PANEL + offset).cast()))
+            let half_floats = |i: usize| {
+                // SAFETY: as above.
+                unsafe { _mm256_cvtph_ps(_mm_loadu_si128(panel.scales.as_ptr().add(i * PANEL + offset).cast())) }
             };
             // SAFETY: as above.
             let eight = |i: usize| unsafe { _mm_loadl_epi64(panel.factors.as_ptr().add(i * PANEL + offset).cast()) };

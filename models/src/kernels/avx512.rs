@@ -1,10 +1,11 @@
 //! AVX-512 VNNI: one vector holds four columns of all sixteen rows of a panel.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
-    _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_si512, _mm512_mul_ps,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16,
-    _mm512_srli_epi16, _mm512_storeu_ps, _mm512_ternarylogic_epi32,
+    __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_fmadd_ps, _mm512_load_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16, _mm512_srli_epi16, _mm512_storeu_ps,
+    _mm512_ternarylogic_epi32,
 };
 
 use super::activations::{Sums, Tile};
@@ -84,8 +85,10 @@ fn block<const KIND: u8, const C: usize>(panel: Panel<'_>, x: Tile<'_>, sums: &m
     assert!(panel.scales.len() == scales * PANEL && panel.factors.len() == factors * PANEL);
     assert!(scheme == Scheme::Plain || blocks.is_multiple_of(SUPER));
     // SAFETY of all reads below: block `b` of `blocks`, in slices whose lengths were asserted above; lines are aligned by their type.
-    let half_floats =
-        |i: usize| unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(panel.scales.as_ptr().add(i * PANEL).cast())) };
+    let half_floats = |i: usize| {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(panel.scales.as_ptr().add(i * PANEL).cast())) }
+    };
     // SAFETY: as above.
     let sixteen = |i: usize| unsafe { _mm_loadu_si128(panel.factors.as_ptr().add(i * PANEL).cast()) };
     let mut out = [_mm512_setzero_ps(); C];

@@ -4,6 +4,9 @@
 //! number of the result is one chain of fused multiply-adds over the blocks of its row, block after block, whatever stands beside it: so a
 //! row's result never depends on the rows that share its pass (invariant I4), and one row takes the same way as five hundred.
 
+// Loops over registers, which have numbers and no iterators.
+#![allow(clippy::needless_range_loop)]
+
 mod activations;
 mod affine;
 #[cfg(target_arch = "x86_64")]

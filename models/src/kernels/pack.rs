@@ -208,6 +208,9 @@ fn place(lines: &mut [Line], row: usize, j: usize, q: u8) {
     }
 }
 
+/// A panel's number, and where its lines, scales and factors go.
+type Place<'a> = ((usize, &'a mut [Line]), (&'a mut [u16], &'a mut [u8]));
+
 /// Repacks a matrix stored as `dtype` blocks; `Err` says what the blocks hold that no trained model does.
 pub(crate) fn repack(bytes: &[u8], dtype: GgmlDType, rows: usize, cols: usize) -> Result<QMatrix, String> {
     let Some(kind) = Type::of(dtype) else { return Err(format!("type {dtype:?} has no quantised kernel")) };
@@ -220,7 +223,7 @@ pub(crate) fn repack(bytes: &[u8], dtype: GgmlDType, rows: usize, cols: usize) -
     let mut scales = vec![0u16; panels * sizes[1]];
     let mut factors = vec![0u8; panels * sizes[2]];
     let row_bytes = cols / dtype.block_size() * dtype.type_size();
-    let pack = |((p, lines), (scales, factors)): ((usize, &mut [Line]), (&mut [u16], &mut [u8]))| {
+    let pack = |((p, lines), (scales, factors)): Place<'_>| {
         let own = &bytes[p * PANEL * row_bytes..rows.min((p + 1) * PANEL) * row_bytes];
         for (row, own) in own.chunks_exact(row_bytes).enumerate() {
             for (i, block) in own.chunks_exact(dtype.type_size()).enumerate() {
