@@ -361,6 +361,10 @@ impl Schedule {
         let company = if self.batched { rows.len().max(1) } else { 1 };
         failed.extend(rows.chunks(company).flat_map(|rows| self.forward(rows)).collect::<Vec<_>>());
         self.fail(failed);
+        // What was drawn is told before anything else is computed.
+        for turn in &mut self.live {
+            turn.flush();
+        }
         stepped
     }
 
