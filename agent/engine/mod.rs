@@ -156,6 +156,8 @@ pub struct Caption {
     pub committed: String,
     /// What seems to follow; the next caption replaces it.
     pub tentative: String,
+    /// The sound has ended and this is all that was said.
+    pub is_last: bool,
 }
 
 /// An open ear. Dropping it ends the listening; what was heard stays in the prefix.
@@ -187,7 +189,7 @@ impl Listening {
         self.feed.push(samples)
     }
 
-    /// The sound ends here: the captions that are left come, all of their text committed. For a turn that nobody answers; a
+    /// The sound ends here: the captions that are left come, all of their text committed and the last one marked. For a turn that nobody answers; a
     /// [`Engine::respond`] tells the words itself, and needs no more than that the ear is dropped.
     pub fn finish(&self) {
         self.feed.finish();

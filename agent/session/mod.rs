@@ -418,7 +418,6 @@ impl Session {
     fn begin(&mut self, turn: TurnId, params: &ResponseParams, hears: Option<(String, usize)>) {
         self.responses += 1;
         let s = &self.settings;
-        let told = hears.as_ref().map(|(id, _)| self.told_of(id)).unwrap_or_default();
         let opening = Opening {
             turn,
             response_id: self.out.name("resp"),
@@ -427,7 +426,6 @@ impl Session {
             metadata: params.metadata.clone(),
             max_output_tokens: params.max_output_tokens.unwrap_or(s.max_output_tokens),
             hears,
-            told,
             paced: self.config.thinking.pace != engine::Pace::ThinkBefore,
             tells_words: s.transcription.is_some(),
             tells_reasoning: s.includes("reasoning.text"),
@@ -476,7 +474,11 @@ impl Session {
         }
         // Of a turn that was given up: too late.
         let Some(running) = self.running.as_mut().filter(|r| r.opening.turn == turn) else { return };
-        if let Some(end) = running.event(event, &mut self.conversation, &mut self.out) {
+        let told = match (&event, &running.opening.hears) {
+            (Event::Heard(_), Some((item_id, _))) => spoken::take_told(&mut self.told, item_id),
+            _ => String::new(),
+        };
+        if let Some(end) = running.event(event, &told, &mut self.conversation, &mut self.out) {
             self.finish(end);
         }
     }

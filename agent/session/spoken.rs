@@ -8,7 +8,7 @@ use super::conversation::{Body, Entry, Piece};
 use super::{Output, Session, TurnId};
 use crate::audio::samples;
 use crate::engine::{self, Caption, Content, Event, Role};
-use crate::protocol::openai::{ResponseParams, Seconds, ServerEvent, Status};
+use crate::protocol::openai::{ErrorBody, ResponseParams, Seconds, ServerEvent, Status};
 
 /// What the engine hears of the turn.
 #[derive(Debug)]
@@ -113,26 +113,39 @@ impl Session {
         if self.settings.includes("hearken.captions.tentative") {
             self.out.send(ServerEvent::Tentative { item_id, content_index, text: caption.tentative });
         }
+        if caption.is_last {
+            self.all_told();
+        }
     }
 
-    /// The ear says nothing more. Of a turn that nobody answers these were all its words.
-    pub(super) fn captions_ended(&mut self) {
+    /// All words of a turn are told, unless its answer was sooner.
+    fn all_told(&mut self) {
         let Some(Told { item_id, text, ends: Some(samples) }) = self.told.take_if(|told| told.ends.is_some()) else {
             return;
         };
         let Some(Body::Message(_, pieces)) = self.conversation.get_mut(&item_id).map(|entry| &mut entry.body) else {
             return;
         };
-        if let Some(Piece::Sound { transcript, .. }) = pieces.first_mut() {
+        if let Some(Piece::Sound { transcript: transcript @ None, .. }) = pieces.first_mut() {
             *transcript = Some(text.clone());
+            let usage = Seconds(samples as f64 / f64::from(crate::audio::RATE));
+            self.out.send(ServerEvent::Transcribed { item_id, content_index: 0, transcript: text, usage });
         }
-        let usage = Seconds(samples as f64 / f64::from(crate::audio::RATE));
-        self.out.send(ServerEvent::Transcribed { item_id, content_index: 0, transcript: text, usage });
     }
 
-    /// What was told of an item's words so far.
-    pub(super) fn told_of(&self, item_id: &str) -> String {
-        self.told.as_ref().filter(|told| told.item_id == item_id).map(|told| told.text.clone()).unwrap_or_default()
+    /// The ear says nothing more. If it has not said all and nobody else will, the client is told.
+    pub(super) fn captions_ended(&mut self) {
+        let is_answered = |item_id: &str| {
+            let hears = self.running.as_ref().and_then(|running| running.opening.hears.as_ref());
+            hears.is_some_and(|(id, _)| id == item_id)
+        };
+        let lost = self.told.take_if(|told| told.ends.is_some() && !is_answered(&told.item_id));
+        if let Some(Told { item_id, .. }) = lost.filter(|_| self.settings.transcription.is_some()) {
+            let message =
+                "The words of this turn could not be read while it was spoken; a response to it will tell them.";
+            let error = ErrorBody::server("transcription_failed", message);
+            self.out.send(ServerEvent::TranscriptionFailed { item_id, content_index: 0, error });
+        }
     }
 
     /// A pause: begins to think, as if the turn ended here.
@@ -170,6 +183,11 @@ impl Session {
         self.out.queue.push_back(Output::Cancel(ahead.turn));
         None
     }
+}
+
+/// What was told of an item's words so far. Its answer knows them all: nobody else tells of them any more.
+pub(super) fn take_told(told: &mut Option<Told>, item_id: &str) -> String {
+    told.take_if(|told| told.item_id == item_id).map(|told| told.text).unwrap_or_default()
 }
 
 impl Told {

@@ -25,8 +25,6 @@ pub(super) struct Opening {
     pub(super) max_output_tokens: MaxTokens,
     /// The item and part whose words [`Event::Heard`] tells, if the newest sound has none yet.
     pub(super) hears: Option<(String, usize)>,
-    /// What was told of them while they were spoken.
-    pub(super) told: String,
     /// Whether reasoning may go on beside the reply.
     pub(super) paced: bool,
     pub(super) tells_words: bool,
@@ -102,10 +100,17 @@ impl Running {
         }
     }
 
-    /// Tells the client of one engine event. Returns how the response ends, if it does.
-    pub(super) fn event(&mut self, event: Event, items: &mut Conversation, out: &mut Outbox) -> Option<End> {
+    /// Tells the client of one engine event; of the words, some may have been `told` while they were spoken. Returns how the response ends,
+    /// if it does.
+    pub(super) fn event(
+        &mut self,
+        event: Event,
+        told: &str,
+        items: &mut Conversation,
+        out: &mut Outbox,
+    ) -> Option<End> {
         match event {
-            Event::Heard(words) => self.heard(words, items, out),
+            Event::Heard(words) => self.heard(&words, told, items, out),
             Event::Reasoning(delta) => self.reasoning(delta, out),
             Event::Reply(delta) => self.reply(delta, items, out),
             Event::ToolCall { name, arguments } => self.tool_call(name, arguments, items, out),
@@ -115,18 +120,21 @@ impl Running {
         None
     }
 
-    fn heard(&mut self, words: String, items: &mut Conversation, out: &mut Outbox) {
+    fn heard(&mut self, words: &str, told: &str, items: &mut Conversation, out: &mut Outbox) {
         let Some((id, index)) = self.opening.hears.take() else { return };
         // The item may have been deleted meanwhile.
         let Some(Body::Message(_, pieces)) = items.get_mut(&id).map(|e| &mut e.body) else { return };
         let Some(piece @ Piece::Sound { .. }) = pieces.get_mut(index) else { return };
         let seconds = Seconds(piece.seconds());
-        let (words, rest) = complete(&self.opening.told, &words);
-        if let Piece::Sound { transcript, .. } = piece {
-            *transcript = Some(words.clone());
+        let (words, rest) = complete(told, words);
+        match piece {
+            // The ear was sooner.
+            Piece::Sound { transcript: Some(_), .. } => return,
+            Piece::Sound { transcript, .. } => *transcript = Some(words.clone()),
+            Piece::Text(_) => {}
         }
         if self.opening.tells_words {
-            if !self.opening.told.is_empty() && !rest.is_empty() {
+            if !told.is_empty() && !rest.is_empty() {
                 let item_id = id.clone();
                 out.send(ServerEvent::TranscriptDelta { item_id, content_index: index, delta: rest });
             }

@@ -91,7 +91,12 @@ impl Desk {
     }
 
     pub fn caption(&mut self, committed: &str, tentative: &str) {
-        let caption = Caption { committed: committed.into(), tentative: tentative.into() };
+        let caption = Caption { committed: committed.into(), tentative: tentative.into(), is_last: false };
+        self.give(Input::Caption(caption));
+    }
+
+    pub fn last_caption(&mut self, committed: &str) {
+        let caption = Caption { committed: committed.into(), is_last: true, ..Caption::default() };
         self.give(Input::Caption(caption));
     }
 

@@ -177,13 +177,61 @@ fn a_turn_that_nobody_answers_has_its_words_from_the_ear() {
     assert!(desk.started.is_empty(), "nobody asked for an answer");
     assert!(desk.ears[0].ended && !desk.ears[0].dropped);
     desk.caption("All of", "");
-    desk.caption(" it.", "");
     assert!(desk.all(WORDS).is_empty());
+    desk.last_caption(" it.");
     desk.give(Input::CaptionsEnded);
+    assert_eq!(desk.all(WORDS).len(), 1);
     assert_eq!(desk.all(WORDS)[0]["transcript"], "All of it.");
     let id = desk.all("input_audio_buffer.committed")[0]["item_id"].clone();
     desk.client(json!({"type": "conversation.item.retrieve", "item_id": id}));
     assert_eq!(desk.told.last().unwrap()["item"]["content"][0]["transcript"], "All of it.");
+}
+
+/// The ear and the answer may both know the words: they are told once, by whoever knows them first.
+#[test]
+fn words_are_told_once() {
+    for (ear_first, ear_ends_early) in [(true, false), (false, false), (false, true)] {
+        let mut desk = Desk::new(config());
+        let input = json!({"turn_detection": null});
+        desk.client(json!({"type": "session.update", "session": {"audio": {"input": input}}}));
+        desk.hear(&noise_f32(1.0, syllables));
+        desk.client(json!({"type": "input_audio_buffer.commit"}));
+        desk.client(json!({"type": "response.create"}));
+        if ear_ends_early {
+            desk.give(Input::CaptionsEnded);
+        }
+        desk.caption("All", "");
+        if ear_first {
+            desk.last_caption(" of it.");
+        }
+        desk.engine(Event::Heard("All of it.".into()));
+        if !ear_first && !ear_ends_early {
+            desk.last_caption(" of it.");
+        }
+        desk.give(Input::CaptionsEnded);
+        desk.done();
+        let told: Vec<_> = desk.all(WORDS).iter().map(|event| event["transcript"].clone()).collect();
+        assert_eq!(told, ["All of it."], "{ear_first} {ear_ends_early}");
+        let deltas: String = desk.all(WORDS_DELTA).iter().map(|e| e["delta"].as_str().unwrap().to_owned()).collect();
+        assert!(deltas == "All of it." || (ear_ends_early && deltas.is_empty()), "{deltas:?}");
+    }
+}
+
+#[test]
+fn a_turn_whose_ear_is_lost_says_so_when_nobody_answers_it() {
+    let mut desk = Desk::new(config());
+    let turns = json!({"type": "server_vad", "create_response": false});
+    desk.client(json!({"type": "session.update", "session": {"audio": {"input": {"turn_detection": turns}}}}));
+    hear_in_packets(&mut desk, &noise_f32(2.3, |t| (0.5..1.5).contains(&t) && syllables(t)));
+    desk.caption("All", "");
+    desk.give(Input::CaptionsEnded);
+    assert!(desk.all(WORDS).is_empty());
+    let failed = desk.all("conversation.item.input_audio_transcription.failed");
+    assert_eq!((failed.len(), &failed[0]["error"]["code"]), (1, &json!("transcription_failed")));
+    // An answer that is asked for later knows them.
+    desk.client(json!({"type": "response.create"}));
+    desk.engine(Event::Heard("All of it.".into()));
+    assert_eq!(desk.all(WORDS)[0]["transcript"], "All of it.");
 }
 
 #[test]

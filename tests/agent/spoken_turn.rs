@@ -70,8 +70,11 @@ async fn words_come_while_they_are_spoken() {
     let started = client.expect("input_audio_buffer.speech_started").await;
     let ear = server.opened().await;
     assert!(ear.listen.captions);
-    let caption =
-        |committed: &str, tentative: &str| Caption { committed: committed.into(), tentative: tentative.into() };
+    let caption = |committed: &str, tentative: &str| Caption {
+        committed: committed.into(),
+        tentative: tentative.into(),
+        is_last: false,
+    };
     ear.captions.send(caption("I was", "saying")).await.unwrap();
     let delta = client.expect("conversation.item.input_audio_transcription.delta").await;
     assert_eq!((&delta["delta"], &delta["item_id"]), (&json!("I was"), &started["item_id"]));

@@ -283,6 +283,7 @@ impl Listener {
                 let mut due = captions.due.take().unwrap_or_default();
                 due.committed.push_str(&reading.committed);
                 due.tentative = reading.tentative;
+                due.is_last = self.ends;
                 captions.due = Some(due);
                 captions.flush();
             }

@@ -52,6 +52,8 @@ pub enum ServerEvent {
     Transcribed { item_id: String, content_index: usize, transcript: String, usage: Seconds },
     #[serde(rename = "conversation.item.input_audio_transcription.delta")]
     TranscriptDelta { item_id: String, content_index: usize, delta: String },
+    #[serde(rename = "conversation.item.input_audio_transcription.failed")]
+    TranscriptionFailed { item_id: String, content_index: usize, error: ErrorBody },
     /// Ours: what seems to follow the deltas; the next one replaces it.
     #[serde(rename = "hearken.input_audio_transcription.tentative")]
     Tentative { item_id: String, content_index: usize, text: String },
