@@ -530,17 +530,11 @@ impl Session {
     }
 }
 
-/// The part whose words the engine will tell: the newest sound, unless they are known.
+/// The part whose words the engine will tell: the sound of the user's newest message, unless they are known.
 fn newest_unheard(entries: &[Entry]) -> Option<(String, usize)> {
-    let sounds = |entry: &'_ Entry| match &entry.body {
-        Body::Message(_, pieces) => pieces.iter().rposition(|p| matches!(p, Piece::Sound { .. })),
-        _ => None,
-    };
-    let (entry, index) = entries.iter().rev().find_map(|e| sounds(e).map(|i| (e, i)))?;
-    match &entry.body {
-        Body::Message(_, pieces) if matches!(pieces[index], Piece::Sound { transcript: None, .. }) => {
-            Some((entry.id.clone(), index))
-        }
-        _ => None,
-    }
+    let is_user = |entry: &&Entry| matches!(entry.body, Body::Message(Role::User, _));
+    let entry = entries.iter().rfind(is_user)?;
+    let Body::Message(_, pieces) = &entry.body else { return None };
+    let index = pieces.iter().rposition(|piece| matches!(piece, Piece::Sound { .. }))?;
+    matches!(pieces[index], Piece::Sound { transcript: None, .. }).then(|| (entry.id.clone(), index))
 }

@@ -12,7 +12,7 @@ use hearken_models::words::{Guess, Words};
 use hearken_models::{Result, Tensor};
 
 use super::track::Track;
-use crate::engine::{Content, Item};
+use crate::engine::{Content, Item, Role};
 
 /// Samples heard in one go: others' tokens wait no longer than this takes.
 pub(super) const SLICE: usize = 32_000;
@@ -108,7 +108,7 @@ pub(super) struct Sound {
     samples: Arc<[f32]>,
     range: Range<usize>,
     units: Vec<Unit>,
-    /// Whether it belongs to the newest item that has sound: its words are wanted.
+    /// Whether it belongs to the user's newest message: its words are wanted.
     newest: bool,
 }
 
@@ -135,9 +135,15 @@ fn sounds(item: &Item) -> usize {
     }
 }
 
+/// The sounds of the user's newest message: what is answered.
+pub(super) fn newest_sounds(conversation: &[Item]) -> usize {
+    let is_user = |item: &&Item| matches!(item, Item::Message { role: Role::User, .. });
+    conversation.iter().rfind(is_user).map_or(0, sounds)
+}
+
 /// The parts of a rendered conversation.
 pub(super) fn parts(model: &Checkpoint, conversation: &[Item], pieces: &[Piece]) -> Result<Vec<Part>> {
-    let newest = conversation.iter().rev().map(sounds).find(|count| *count > 0).unwrap_or(0);
+    let newest = newest_sounds(conversation);
     let mut left = pieces.iter().filter(|p| matches!(p, Piece::Sound(_))).count();
     let mut parts = Vec::new();
     for piece in pieces {

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use hearken_models::checkpoint::Checkpoint;
 use hearken_models::kv::{BLOCK, Salt, Unit};
-use hearken_models::prompt::Piece;
 use hearken_models::sampler::Sampler;
 use hearken_models::splitter::{Part as Said, Splitter};
 use hearken_models::tokenizer::Detokenizer;
@@ -93,7 +92,7 @@ impl Plan {
     pub(super) fn new(model: &Checkpoint, request: &Request) -> std::result::Result<Self, EngineError> {
         let render = |thinking| model.format.render(&request.conversation, &request.tools, thinking);
         let mut pieces = render(request.thinking);
-        let spoken = model.words.is_some() && pieces.iter().any(|p| matches!(p, Piece::Sound(_)));
+        let spoken = model.words.is_some() && prompt::newest_sounds(&request.conversation) > 0;
         // They are written where the reasoning stands: it is opened here, and closed once they are known.
         let words_alone = spoken && request.thinking == Thinking::Off;
         if words_alone {
