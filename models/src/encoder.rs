@@ -3,6 +3,8 @@
 //! Source: MODEL "Front end, exactly"; transformers `Qwen2AudioEncoder`; step-audio2 1.0.0. Two convolutions (the second halves the rate),
 //! learned positions, pre-norm layers that attend to the whole segment or block by block (crate::ear), average pool by 2, layer norm.
 
+mod plain;
+
 use candle_core::{D, DType, Tensor};
 use candle_nn::ops::softmax_last_dim;
 use candle_nn::{LayerNorm, Module};
@@ -12,6 +14,7 @@ use crate::linear::Linear;
 use crate::mel::Mel;
 use crate::weights::Weights;
 use crate::{Error, Result};
+use plain::{Plain, Seen};
 
 /// `audio_encoder_config` of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -72,6 +75,8 @@ type Kv = (Tensor, Tensor);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Past {
     layers: Vec<Option<Kv>>,
+    /// The same for plain rows.
+    plain: Vec<Seen>,
     positions: usize,
 }
 
@@ -92,6 +97,8 @@ pub struct Encoder {
     after_norm: LayerNorm,
     state: usize,
     context: usize,
+    /// For the CPU.
+    plain: Option<Plain>,
 }
 
 impl Encoder {
@@ -102,7 +109,7 @@ impl Encoder {
             Ok((weight, weights.tensor(&format!("encoder.{name}.bias"), &[d])?.reshape((1, d, 1))?))
         };
         let blocks = (0..config.n_audio_layer).map(|n| Block::load(weights, n, d, config.n_audio_head));
-        Ok(Self {
+        let mut encoder = Self {
             conv1: conv("conv1", config.n_mels)?,
             conv2: conv("conv2", d)?,
             positions: weights.tensor("encoder.positional_embedding.weight", &[config.n_audio_ctx, d])?,
@@ -110,7 +117,10 @@ impl Encoder {
             after_norm: layer_norm(weights, "encoder.after_norm", d)?,
             state: d,
             context: config.n_audio_ctx,
-        })
+            plain: None,
+        };
+        encoder.plain = Plain::of(&encoder)?;
+        Ok(encoder)
     }
 
     /// Hidden states `[valid, state]` at 50 Hz of each segment, before pooling and norm.
@@ -128,6 +138,13 @@ impl Encoder {
         let (device, dtype) = (self.positions.device(), self.positions.dtype());
         if longest == 0 {
             return Ok(vec![self.nothing()?; mels.len()]);
+        }
+        if let Some(plain) = &self.plain {
+            let one = |(mel, valid): &(Mel, usize)| match valid {
+                0 => self.nothing(),
+                _ => self.hidden_plain(plain, mel, *valid),
+            };
+            return mels.iter().map(one).collect();
         }
         let frames = mels.iter().map(|(mel, _)| mel.frames).max().unwrap_or(0);
         let rows = mels.iter().map(|(mel, _)| {
@@ -157,6 +174,11 @@ impl Encoder {
         let (first, end) = (past.positions, past.positions + positions);
         if end > self.context {
             return Err(Error::Input(format!("a segment of {end} positions; the encoder has {}", self.context)));
+        }
+        if let Some(plain) = &self.plain {
+            let hidden = self.block_plain(plain, mel, first, positions, (&mut past.plain, left))?;
+            past.positions = end;
+            return Ok(hidden);
         }
         let (device, dtype) = (self.positions.device(), self.positions.dtype());
         let x = Tensor::from_slice(&mel.data, (1, mel.n_mels, mel.frames), device)?.to_dtype(dtype)?;

@@ -95,7 +95,7 @@ impl Affine {
 
 /// The results of several layers for one input, `[n, rows]` each.
 pub(crate) fn forward<const N: usize>(layers: [&Affine; N], x: Input<'_>) -> [Vec<f32>; N] {
-    let n = x.len() / layers[0].shape().1;
+    let n = x.rows(layers[0].shape().1);
     let mut outs = layers.map(|layer| vec![0f32; n * layer.shape().0]);
     let mut parts: Vec<&mut [f32]> = outs.iter_mut().map(Vec::as_mut_slice).collect();
     products(&layers, x, &mut parts, false, Level::best());
@@ -116,8 +116,7 @@ struct Ready {
 /// If the shapes do not fit.
 pub(super) fn products(layers: &[&Affine], x: Input<'_>, outs: &mut [&mut [f32]], add: bool, level: Level) {
     let cols = layers[0].shape().1;
-    assert_eq!(x.len() % cols, 0, "activations are whole rows");
-    let n = x.len() / cols;
+    let n = x.rows(cols);
     for (layer, out) in layers.iter().zip(&*outs) {
         let (rows, own) = layer.shape();
         assert!(own == cols && out.len() == n * rows, "{n} rows of {cols} for [{rows}, {own}], to {}", out.len());
@@ -207,7 +206,7 @@ fn ready(layers: &[&Affine], x: Input<'_>, n: usize, cols: usize, level: Level) 
     threads::run(n.div_ceil(READY), |task| {
         let rows = task * READY..n.min((task + 1) * READY);
         let mut buffer = Vec::new();
-        let x = x.make(rows.start * cols..rows.end * cols, cols, &mut buffer, level);
+        let x = x.make(rows.clone(), cols, &mut buffer, level);
         for (row, x) in rows.clone().zip(x.chunks_exact(cols)) {
             // SAFETY: `out` lives until all tasks are done, and each row belongs to one task.
             unsafe {

@@ -8,7 +8,7 @@ use super::pack::PANEL;
 /// The columns of [`PANEL`] rows, one after the other; where a vector likes them.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Column([f32; PANEL]);
+pub(super) struct Column(pub(super) [f32; PANEL]);
 
 /// A weight matrix `[rows, cols]` in f32.
 pub(crate) struct DMatrix {
@@ -74,17 +74,21 @@ impl DMatrix {
 
     /// Adds the products of a panel with up to [`TILE`] rows, `x [cols, rows]`: a column of all rows, then the next.
     pub(super) fn add(&self, p: usize, x: &[f32], rows: usize, sums: &mut Sums, level: Level) {
-        let panel = self.panel(p);
-        assert!(rows <= TILE && x.len() == panel.len() * rows);
-        match level {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: a level is only made where the processor has what it names.
-            Level::Avx512 => unsafe { avx512::add(panel, x, rows, sums) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Level::Avx2 | Level::AvxVnni => unsafe { avx2(panel, x, rows, sums) },
-            _ => body::<false>(panel, x, rows, sums),
-        }
+        add(self.panel(p), x, rows, sums, level);
+    }
+}
+
+/// [`DMatrix::add`] for any panel.
+pub(super) fn add(panel: &[Column], x: &[f32], rows: usize, sums: &mut Sums, level: Level) {
+    assert!(rows <= TILE && x.len() == panel.len() * rows);
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a level is only made where the processor has what it names.
+        Level::Avx512 => unsafe { avx512::add(panel, x, rows, sums) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Level::Avx2 | Level::AvxVnni => unsafe { avx2(panel, x, rows, sums) },
+        _ => body::<false>(panel, x, rows, sums),
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod activations;
 mod affine;
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -25,9 +26,10 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 use activations::{Sums, Tile};
 pub(crate) use affine::{Affine, Packed, forward};
+pub(crate) use attention::attend;
 pub(crate) use dense::DMatrix;
 pub(crate) use pack::{QMatrix, repack};
-pub(crate) use rows::{Input, normed};
+pub(crate) use rows::{Input, gelu_all, normed};
 
 /// Values that share one activation scale.
 const BLOCK: usize = 32;

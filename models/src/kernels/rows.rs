@@ -1,6 +1,6 @@
 //! What is done to rows on their way into a product: norms and gates, so that no pass over memory is made for them alone.
 
-use super::Level;
+use super::{Level, threads};
 
 /// The rows of a product's left side, and how they are made.
 #[derive(Clone, Copy)]
@@ -9,22 +9,39 @@ pub(crate) enum Input<'a> {
     Plain(&'a [f32]),
     /// Divided by their root mean square, times a weight for each column.
     Normed { x: &'a [f32], weight: &'a [f32], epsilon: f32 },
+    /// Less their mean, divided by their standard deviation, times a weight and plus a bias for each column.
+    Centred { x: &'a [f32], weight: &'a [f32], bias: &'a [f32], epsilon: f32 },
     /// SiLU of the one times the other.
     Gated { gate: &'a [f32], up: &'a [f32] },
+    /// GELU, the exact one.
+    Gelu(&'a [f32]),
+    /// Row i begins at number `step · i`: the windows of a convolution.
+    Windows { x: &'a [f32], step: usize },
 }
 
 impl<'a> Input<'a> {
-    /// Numbers of all rows.
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::Plain(x) | Self::Normed { x, .. } | Self::Gated { gate: x, .. } => x.len(),
+    /// How many rows of `cols` numbers there are.
+    ///
+    /// # Panics
+    /// If there are numbers left.
+    pub(super) fn rows(&self, cols: usize) -> usize {
+        let (Self::Plain(x)
+        | Self::Normed { x, .. }
+        | Self::Centred { x, .. }
+        | Self::Gated { gate: x, .. }
+        | Self::Gelu(x)
+        | Self::Windows { x, .. }) = self;
+        if let Self::Windows { step, .. } = self {
+            return if x.len() < cols { 0 } else { (x.len() - cols) / step + 1 };
         }
+        assert_eq!(x.len() % cols, 0, "activations are whole rows");
+        x.len() / cols
     }
 
-    /// Numbers `range`, whole rows of `cols`, made in `buffer` where they are not there already.
+    /// Rows `rows` of `cols` numbers, made in `buffer` where they are not there already.
     pub(super) fn make<'b>(
         &self,
-        range: std::ops::Range<usize>,
+        rows: std::ops::Range<usize>,
         cols: usize,
         buffer: &'b mut Vec<f32>,
         level: Level,
@@ -32,6 +49,7 @@ impl<'a> Input<'a> {
     where
         'a: 'b,
     {
+        let range = rows.start * cols..rows.end * cols;
         if let Self::Plain(x) = self {
             return &x[range];
         }
@@ -43,7 +61,7 @@ impl<'a> Input<'a> {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Level::Avx2 | Level::AvxVnni => unsafe { avx2(self, range, cols, buffer) },
-            _ => body::<false>(self, range, cols, buffer),
+            _ => body(self, range, cols, buffer),
         }
         buffer
     }
@@ -52,8 +70,20 @@ impl<'a> Input<'a> {
 /// A norm's rows, for what is no product.
 pub(crate) fn normed(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let mut out = Vec::new();
-    Input::Normed { x, weight, epsilon }.make(0..x.len(), weight.len(), &mut out, Level::best());
+    Input::Normed { x, weight, epsilon }.make(0..x.len() / weight.len(), weight.len(), &mut out, Level::best());
     out
+}
+
+/// GELU of each.
+pub(crate) fn gelu_all(x: &[f32]) -> Vec<f32> {
+    const PART: usize = 1 << 14;
+    let parts = threads::map(x.len().div_ceil(PART), |i| {
+        let mut out = Vec::new();
+        let range = i * PART..x.len().min((i + 1) * PART);
+        Input::Gelu(x).make(range, 1, &mut out, Level::best());
+        out
+    });
+    parts.concat()
 }
 
 /// # Safety
@@ -61,7 +91,7 @@ pub(crate) fn normed(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn avx512(input: &Input<'_>, range: std::ops::Range<usize>, cols: usize, out: &mut [f32]) {
-    body::<true>(input, range, cols, out);
+    body(input, range, cols, out);
 }
 
 /// # Safety
@@ -69,20 +99,39 @@ unsafe fn avx512(input: &Input<'_>, range: std::ops::Range<usize>, cols: usize, 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(input: &Input<'_>, range: std::ops::Range<usize>, cols: usize, out: &mut [f32]) {
-    body::<true>(input, range, cols, out);
+    body(input, range, cols, out);
 }
 
 /// Plain Rust in lanes, compiled once for each instruction set.
 #[inline(always)]
-fn body<const FUSED: bool>(input: &Input<'_>, range: std::ops::Range<usize>, cols: usize, out: &mut [f32]) {
+fn body(input: &Input<'_>, range: std::ops::Range<usize>, cols: usize, out: &mut [f32]) {
     match input {
         Input::Plain(x) => out.copy_from_slice(&x[range]),
         Input::Normed { x, weight, epsilon } => {
             for (x, out) in x[range].chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
-                let scale = 1.0 / (squares::<FUSED>(x) / cols as f32 + epsilon).sqrt();
+                let scale = 1.0 / (total(x, |x| x * x) / cols as f32 + epsilon).sqrt();
                 for ((to, x), w) in out.iter_mut().zip(x).zip(*weight) {
                     *to = x * scale * w;
                 }
+            }
+        }
+        Input::Centred { x, weight, bias, epsilon } => {
+            for (x, out) in x[range].chunks_exact(cols).zip(out.chunks_exact_mut(cols)) {
+                let mean = total(x, |x| x) / cols as f32;
+                let scale = 1.0 / (total(x, |x| (x - mean) * (x - mean)) / cols as f32 + epsilon).sqrt();
+                for (((to, x), w), b) in out.iter_mut().zip(x).zip(*weight).zip(*bias) {
+                    *to = (x - mean) * scale * w + b;
+                }
+            }
+        }
+        Input::Gelu(x) => {
+            for (to, x) in out.iter_mut().zip(&x[range]) {
+                *to = gelu(*x);
+            }
+        }
+        Input::Windows { x, step } => {
+            for (i, out) in (range.start / cols..).zip(out.chunks_exact_mut(cols)) {
+                out.copy_from_slice(&x[i * step..i * step + cols]);
             }
         }
         Input::Gated { gate, up } => {
@@ -93,19 +142,19 @@ fn body<const FUSED: bool>(input: &Input<'_>, range: std::ops::Range<usize>, col
     }
 }
 
-/// The sum of squares, in a fixed order.
+/// The sum of `f`, in a fixed order.
 #[inline(always)]
-fn squares<const FUSED: bool>(x: &[f32]) -> f32 {
+fn total(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     const LANES: usize = 32;
     let mut lanes = [0f32; LANES];
     let (whole, rest) = x.as_chunks::<LANES>();
     for x in whole {
         for l in 0..LANES {
-            lanes[l] = if FUSED { x[l].mul_add(x[l], lanes[l]) } else { lanes[l] + x[l] * x[l] };
+            lanes[l] += f(x[l]);
         }
     }
     for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane += x * x;
+        *lane += f(*x);
     }
     let mut half = LANES / 2;
     while half > 0 {
@@ -115,6 +164,18 @@ fn squares<const FUSED: bool>(x: &[f32]) -> f32 {
         half /= 2;
     }
     lanes[0]
+}
+
+/// x · Φ(x). The error function to 1.5 · 10⁻⁷: Abramowitz and Stegun 7.1.26.
+#[inline(always)]
+fn gelu(x: f32) -> f32 {
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let p = ((((1.061_405_4 * t - 1.453_152) * t + 1.421_413_7) * t - 0.284_496_74) * t + 0.254_829_6) * t;
+    // What the bell has left beyond |x|, twice.
+    let tail = p * exp(-z * z);
+    let area = if x > 0.0 { 1.0 - 0.5 * tail } else { 0.5 * tail };
+    x * area
 }
 
 /// e^x to about two units in the last place, within the range of f32. Source: Cephes `expf`, here without branches for the lanes' sake.
@@ -153,14 +214,30 @@ mod tests {
         let weight: Vec<f32> = (0..70).map(|i| 1.0 + i as f32 / 70.0).collect();
         for level in Level::all() {
             let mut out = Vec::new();
-            Input::Normed { x: &x, weight: &weight, epsilon: 1e-6 }.make(70..210, 70, &mut out, level);
+            Input::Normed { x: &x, weight: &weight, epsilon: 1e-6 }.make(1..3, 70, &mut out, level);
             for (i, out) in out.iter().enumerate() {
                 let row = &x[70 + i / 70 * 70..][..70];
                 let mean: f64 = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / 70.0;
                 let right = f64::from(row[i % 70]) / (mean + 1e-6).sqrt() * f64::from(weight[i % 70]);
                 assert!((f64::from(*out) - right).abs() < 1e-5, "{level:?}");
             }
-            Input::Gated { gate: &x, up: &x }.make(0..70, 70, &mut out, level);
+            let bias: Vec<f32> = weight.iter().map(|w| w * 0.5).collect();
+            Input::Centred { x: &x, weight: &weight, bias: &bias, epsilon: 1e-5 }.make(0..3, 70, &mut out, level);
+            for (i, out) in out.iter().enumerate() {
+                let row = &x[i / 70 * 70..][..70];
+                let mean: f64 = row.iter().map(|x| f64::from(*x)).sum::<f64>() / 70.0;
+                let variance: f64 = row.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / 70.0;
+                let right = (f64::from(row[i % 70]) - mean) / (variance + 1e-5).sqrt() + 0.5;
+                assert!((f64::from(*out) - right * f64::from(weight[i % 70])).abs() < 1e-5, "{level:?}");
+            }
+            Input::Windows { x: &x, step: 3 }.make(2..4, 7, &mut out, level);
+            assert_eq!(out[..7], x[6..13]);
+            assert_eq!(out[7..], x[9..16]);
+            Input::Gelu(&[-30.0, -3.0, -0.5, 0.0, 1.0, 30.0]).make(0..1, 6, &mut out, level);
+            for (out, right) in out.iter().zip([0.0, -0.004_049_69, -0.154_268_77, 0.0, 0.841_344_75, 30.0]) {
+                assert!((out - right).abs() < 2e-6, "{level:?}: {out} for {right}");
+            }
+            Input::Gated { gate: &x, up: &x }.make(0..1, 70, &mut out, level);
             for (out, x) in out.iter().zip(&x) {
                 let x = f64::from(*x);
                 let right = x / (1.0 + (-x).exp()) * x;
