@@ -36,7 +36,9 @@ const fn encoder(name: &'static str, seconds: usize) -> Measured {
     Measured { name, unit: "× real time", amount: seconds as f64, context: 0, tokens: 0, streams: seconds, passes: 0 }
 }
 
-const WORKS: [Measured; 8] = [
+const WORKS: [Measured; 10] = [
+    encoder("encoder 30 s (with mel)", 30),
+    encoder("encoder 5 s (with mel)", 5),
     encoder("hear 5 s (mel, encoder, adaptor)", 5),
     encoder("hear 25 s", 25),
     decoder("prefill 512", 0, 512, 1, 1),
@@ -80,7 +82,9 @@ impl Meter {
             let chirp = |i: usize| ((i * i % 65_536) as f32 / 10_430.0).sin() * 0.3;
             let sound: Vec<f32> = (0..work.streams * 16_000).map(chirp).collect();
             let begun = Instant::now();
-            if work.name.starts_with("words") {
+            if work.name.starts_with("encoder") {
+                self.checkpoint.ear.whisper_hidden(&sound, sound.len())?;
+            } else if work.name.starts_with("words") {
                 self.checkpoint.words(&sound, || true)?;
             } else {
                 self.checkpoint.hear(&sound)?;

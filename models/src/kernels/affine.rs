@@ -57,8 +57,11 @@ pub(crate) struct Affine {
     update: Option<(DMatrix, DMatrix)>,
 }
 
-/// Bytes of weights that are worth a task of their own.
-const TASK: usize = 1 << 15;
+/// Bytes of weights that are worth a task of their own: with few activation rows, and with many, which pass them while they stay in the
+/// second-level cache.
+const TASK: [usize; 2] = [1 << 15, 1 << 18];
+/// Tasks of a layer that keep all threads busy to the end.
+const SHARES: usize = 8;
 /// Activation rows that are made ready together.
 const READY: usize = 4;
 
@@ -110,6 +113,33 @@ struct Ready {
     low: Vec<Option<Columns>>,
 }
 
+/// Some panels of a layer with some tiles of rows.
+struct Task {
+    layer: usize,
+    panels: std::ops::Range<usize>,
+    tiles: std::ops::Range<usize>,
+}
+
+/// The tasks of `n` rows.
+fn tasks(layers: &[&Affine], n: usize) -> Vec<Task> {
+    let tiles = n.div_ceil(TILE);
+    let mut out = Vec::new();
+    for (layer, affine) in layers.iter().enumerate() {
+        let panels = affine.weight.panels();
+        let few = tiles < 2;
+        let per =
+            (TASK[usize::from(!few)] / affine.weight.panel_bytes()).clamp(1, panels.div_ceil(if few { 4 } else { 2 }));
+        let groups = panels.div_ceil(per);
+        let chunk = tiles.div_ceil(SHARES.div_ceil(groups)).max(1);
+        for first in (0..panels).step_by(per) {
+            let panels = first..panels.min(first + per);
+            let chunks = (0..tiles).step_by(chunk).map(|from| from..tiles.min(from + chunk));
+            out.extend(chunks.map(|tiles| Task { layer, panels: panels.clone(), tiles }));
+        }
+    }
+    out
+}
+
 /// Writes each layer's result to its `out [n, rows]`, or adds it to what is there.
 ///
 /// # Panics
@@ -125,25 +155,19 @@ pub(super) fn products(layers: &[&Affine], x: Input<'_>, outs: &mut [&mut [f32]]
         return;
     }
     let ready = ready(layers, x, n, cols, level);
-    // With many activation rows a task's panels stay in the second-level cache while all of them pass.
-    let mut tasks = Vec::new();
-    for (i, layer) in layers.iter().enumerate() {
-        let panels = layer.weight.panels();
-        let per = (TASK / layer.weight.panel_bytes()).clamp(1, panels.div_ceil(4));
-        tasks.extend((0..panels).step_by(per).map(|first| (i, first..panels.min(first + per))));
-    }
+    let tasks = tasks(layers, n);
     let slots: Vec<Slots<f32>> = outs.iter_mut().map(|out| Slots::new(out)).collect();
     threads::run(tasks.len(), |task| {
-        let (i, panels) = &tasks[task];
+        let Task { layer: i, panels, tiles } = &tasks[task];
         let layer = layers[*i];
         let mut sums = [[0f32; PANEL]; TILE];
-        for tile in 0..n.div_ceil(TILE) {
+        for tile in tiles.clone() {
             for p in panels.clone() {
                 let rows = layer.panel(p, tile, *i, &ready, &mut sums, level);
                 for (c, sums) in sums[..rows].iter().enumerate() {
                     let all = layer.shape().0;
                     let width = PANEL.min(all - p * PANEL);
-                    // SAFETY: `outs` is borrowed until all tasks are done, and each panel, the columns of which these are, belongs to one task.
+                    // SAFETY: `outs` is borrowed until all tasks are done, and a panel's columns in a tile's rows, which these are, belong to one task.
                     let out = unsafe { slots[*i].part((tile * TILE + c) * all + p * PANEL, width) };
                     if add {
                         out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
