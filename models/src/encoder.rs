@@ -220,14 +220,17 @@ impl Encoder {
 impl Block {
     fn load(weights: &Weights, n: usize, d: usize, heads: usize) -> Result<Self> {
         let name = |part: &str| format!("encoder.blocks.{n}.{part}");
+        let linear = |part: &str, out, input, bias| -> Result<Linear> {
+            Ok(weights.linear(&name(part), out, input, bias)?.in_integers())
+        };
         Ok(Self {
-            query: weights.linear(&name("attn.query"), d, d, true)?,
-            key: weights.linear(&name("attn.key"), d, d, false)?,
-            value: weights.linear(&name("attn.value"), d, d, true)?,
-            out: weights.linear(&name("attn.out"), d, d, true)?,
+            query: linear("attn.query", d, d, true)?,
+            key: linear("attn.key", d, d, false)?,
+            value: linear("attn.value", d, d, true)?,
+            out: linear("attn.out", d, d, true)?,
             attn_ln: layer_norm(weights, &name("attn_ln"), d)?,
-            up: weights.linear(&name("mlp.0"), 4 * d, d, true)?,
-            down: weights.linear(&name("mlp.2"), d, 4 * d, true)?,
+            up: linear("mlp.0", 4 * d, d, true)?,
+            down: linear("mlp.2", d, 4 * d, true)?,
             mlp_ln: layer_norm(weights, &name("mlp_ln"), d)?,
             heads,
         })

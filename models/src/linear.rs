@@ -112,6 +112,14 @@ impl Linear {
         }
     }
 
+    /// See [`Affine::in_integers`].
+    pub(crate) fn in_integers(self) -> Self {
+        match self {
+            Self::Packed(layer) => Self::Packed(layer.in_integers()),
+            other => other,
+        }
+    }
+
     /// The layer for our kernels, where it is one.
     pub(crate) fn packed(&self) -> Option<&Affine> {
         match self {

@@ -57,7 +57,7 @@ impl Plain {
             let (out, input, taps) = weight.dims3()?;
             let rows: Vec<f32> = weight.transpose(1, 2)?.flatten_all()?.to_vec1()?;
             let matrix = DMatrix::new(&rows, out, taps * input);
-            Ok(Affine::new(Arc::new(Packed::Dense(matrix)), Some(&bias.flatten_all()?.to_vec1()?)))
+            Ok(Affine::new(Arc::new(Packed::Dense(matrix)), Some(&bias.flatten_all()?.to_vec1()?)).in_integers())
         };
         let norms = encoder.blocks.iter().map(|block| Ok([Norm::new(&block.attn_ln)?, Norm::new(&block.mlp_ln)?]));
         Ok(Some(Self {

@@ -43,7 +43,7 @@ impl<T: Copy> Slots<T> {
     /// # Safety
     /// As for [`Slots::part`].
     #[inline(always)]
-    unsafe fn put(&self, i: usize, value: T) {
+    pub(super) unsafe fn put(&self, i: usize, value: T) {
         assert!(i < self.len);
         // SAFETY: inside the memory, as just checked; alone there, as the caller promises.
         unsafe { self.at.add(i).write(value) }
@@ -52,14 +52,14 @@ impl<T: Copy> Slots<T> {
 
 /// Rows by tiles of [`TILE`], the last with what is left; in a tile column by column (or block by block), in a column row by row: a kernel
 /// walks straight through memory whatever the number of rows. This is where number 0 of a row is, and how far the next one.
-fn place(row: usize, rows: usize, columns: usize) -> (usize, usize) {
+pub(super) fn place(row: usize, rows: usize, columns: usize) -> (usize, usize) {
     let tile = row / TILE;
     let stride = TILE.min(rows - tile * TILE);
     (tile * TILE * columns + row % TILE, stride)
 }
 
 /// The place of a tile, and its rows.
-fn stretch(tile: usize, rows: usize, columns: usize) -> (std::ops::Range<usize>, usize) {
+pub(super) fn stretch(tile: usize, rows: usize, columns: usize) -> (std::ops::Range<usize>, usize) {
     let own = TILE.min(rows - tile * TILE);
     (tile * TILE * columns..(tile * TILE + own) * columns, own)
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::activations::{Activations, Columns, Slots, Sums, TILE};
 use super::dense::DMatrix;
+use super::fine::{FineActivations, FineMatrix};
 use super::pack::{PANEL, QMatrix, Type};
 use super::rows::Input;
-use super::{Level, threads};
+use super::{BLOCK, Level, threads};
 
 /// A weight matrix `[rows, cols]` for the kernels.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub(crate) enum Packed {
     Quantised(QMatrix),
     /// f32.
     Dense(DMatrix),
+    /// 16-bit integers.
+    Fine(FineMatrix),
 }
 
 impl Packed {
@@ -23,6 +26,7 @@ impl Packed {
         match self {
             Self::Quantised(w) => w.shape(),
             Self::Dense(w) => w.shape(),
+            Self::Fine(w) => w.shape(),
         }
     }
 
@@ -31,6 +35,7 @@ impl Packed {
         match self {
             Self::Quantised(w) => w.values(i),
             Self::Dense(w) => w.values(i),
+            Self::Fine(w) => w.values(i),
         }
     }
 
@@ -43,6 +48,7 @@ impl Packed {
         match self {
             Self::Quantised(w) => w.shape().1 * w.kind.bits() * 2,
             Self::Dense(w) => w.shape().1 * PANEL * 4,
+            Self::Fine(w) => w.shape().1 * PANEL * 2,
         }
     }
 }
@@ -79,6 +85,16 @@ impl Affine {
         self.update = Some((DMatrix::new(a, rank, cols), DMatrix::new(b, rows, rank)));
     }
 
+    /// With its weight in 16-bit integers, where the machine is faster with them and its columns are whole blocks.
+    pub(crate) fn in_integers(self) -> Self {
+        let (rows, cols) = self.weight.shape();
+        if !matches!(*self.weight, Packed::Dense(_)) || !cols.is_multiple_of(BLOCK) || Level::best() != Level::Avx512 {
+            return self;
+        }
+        let values: Vec<f32> = (0..rows).flat_map(|i| self.weight.values(i)).collect();
+        Self { weight: Arc::new(Packed::Fine(FineMatrix::new(&values, rows, cols))), ..self }
+    }
+
     /// Rows and columns of its weight.
     pub(crate) fn shape(&self) -> (usize, usize) {
         self.weight.shape()
@@ -109,6 +125,7 @@ pub(crate) fn forward<const N: usize>(layers: [&Affine; N], x: Input<'_>) -> [Ve
 struct Ready {
     quantised: Vec<(Type, Activations)>,
     dense: Option<Columns>,
+    fine: Option<FineActivations>,
     /// `x Aᵀ` of each layer that has an update.
     low: Vec<Option<Columns>>,
 }
@@ -196,6 +213,11 @@ impl Affine {
                 w.add(p, x, rows, sums, level);
                 rows
             }
+            Packed::Fine(w) => {
+                let x = ready.fine.as_ref().expect("made ready for fine weights").tile(tile);
+                w.tile(p, x, sums, level);
+                x.rows
+            }
         };
         if let Some(bias) = &self.bias {
             let bias = &bias[p * PANEL..(p + 1) * PANEL];
@@ -213,12 +235,13 @@ impl Affine {
 
 /// Makes the input ready, a few rows a task.
 fn ready(layers: &[&Affine], x: Input<'_>, n: usize, cols: usize, level: Level) -> Ready {
-    let mut out = Ready { quantised: Vec::new(), dense: None, low: Vec::new() };
+    let mut out = Ready { quantised: Vec::new(), dense: None, fine: None, low: Vec::new() };
     for layer in layers {
         match &*layer.weight {
             Packed::Quantised(w) if out.quantised.iter().all(|(kind, _)| *kind != w.kind) => {
                 out.quantised.push((w.kind, Activations::new(n, cols, w.kind)));
             }
+            Packed::Fine(_) if out.fine.is_none() => out.fine = Some(FineActivations::new(n, cols)),
             Packed::Dense(_) if out.dense.is_none() => out.dense = Some(Columns::new(n, cols)),
             _ => {}
         }
@@ -226,6 +249,7 @@ fn ready(layers: &[&Affine], x: Input<'_>, n: usize, cols: usize, level: Level) 
     }
     let quantised: Vec<_> = out.quantised.iter_mut().map(|(_, activations)| activations.filling()).collect();
     let dense = out.dense.as_mut().map(Columns::slots);
+    let fine = out.fine.as_mut().map(FineActivations::filling);
     let low: Vec<_> = out.low.iter_mut().map(|low| low.as_mut().map(Columns::slots)).collect();
     threads::run(n.div_ceil(READY), |task| {
         let rows = task * READY..n.min((task + 1) * READY);
@@ -237,6 +261,9 @@ fn ready(layers: &[&Affine], x: Input<'_>, n: usize, cols: usize, level: Level) 
                 quantised.iter().for_each(|to| to.fill(row, x, level));
                 if let Some(to) = &dense {
                     Columns::fill(to, row, n, x);
+                }
+                if let Some(to) = &fine {
+                    to.fill(row, x, level);
                 }
             }
         }

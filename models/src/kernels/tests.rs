@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 
 use super::affine::{Affine, Packed, products};
 use super::dense::DMatrix;
+use super::fine::FineMatrix;
 use super::rows::Input;
 use super::{Level, QMatrix, repack};
 
@@ -114,6 +115,7 @@ fn a_row_does_not_depend_on_its_company() {
         })
         .collect();
     layers.push(Affine::new(Arc::new(Packed::Dense(DMatrix::new(&numbers(33 * 256), 33, 256))), Some(&bias)));
+    layers.push(Affine::new(Arc::new(Packed::Fine(FineMatrix::new(&numbers(33 * 256), 33, 256))), Some(&bias)));
     for layer in &mut layers {
         layer.update(&a, &b);
         for level in Level::all() {
@@ -148,6 +150,40 @@ fn dense_layers_agree_with_f64_and_add_to_what_is_there() {
                     assert!((f64::from(*got) - right).abs() < 1e-4, "{level:?}: {got} for {right}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn fine_layers_agree_with_f64_to_four_digits() {
+    let mut rng = StdRng::seed_from_u64(7);
+    for (rows, cols) in [(1, 32), (16, 64), (17, 512), (33, 96)] {
+        let mut numbers = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-1.0..1.0)).collect() };
+        let w = numbers(rows * cols);
+        let matrix = FineMatrix::new(&w, rows, cols);
+        assert!((0..rows).flat_map(|i| matrix.values(i)).zip(&w).all(|(a, b)| (a - b).abs() < 3.2e-5));
+        let layer = Affine::new(Arc::new(Packed::Fine(matrix)), None);
+        for n in [1, 2, 7, 8, 9, 16, 19] {
+            for scale in [1e-30, 1.0, 1e30] {
+                let x: Vec<f32> = numbers(n * cols).iter().map(|x| x * scale).collect();
+                for level in Level::all() {
+                    for (i, got) in product(&layer, &x, level).iter().enumerate() {
+                        let (x, w) = (&x[i / rows * cols..][..cols], &w[i % rows * cols..][..cols]);
+                        let right: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                        // Half a step of either, and what f32 itself rounds.
+                        let sizes: f64 = x.iter().zip(w).map(|(x, w)| f64::from(x.abs() + w.abs() * scale)).sum();
+                        let slack = sizes * 3.2e-5;
+                        assert!((f64::from(*got) - right).abs() < slack, "{level:?}: {got} for {right}");
+                    }
+                }
+            }
+        }
+        for level in Level::all() {
+            assert!(product(&layer, &vec![0.0; cols], level).iter().all(|y| *y == 0.0));
+            // The largest of everything: the integers' sum still fits.
+            let ones = Affine::new(Arc::new(Packed::Fine(FineMatrix::new(&vec![-1.0; cols], 1, cols))), None);
+            let sum = product(&ones, &vec![1.0; cols], level)[0];
+            assert!((sum + cols as f32).abs() < 1e-3 * cols as f32, "{level:?}: {sum}");
         }
     }
 }
