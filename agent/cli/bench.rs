@@ -33,6 +33,9 @@ pub(super) struct Bench {
     /// Only works whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only the perplexity of a text, a file with its token ids as a JSON list.
+    #[arg(long, value_name = "FILE")]
+    perplexity: Option<std::path::PathBuf>,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
@@ -90,6 +93,11 @@ impl Bench {
         let mut meter = Meter::open(&path, &config.model.device, config.model.words == Words::Beside)?;
         let loading = loading.elapsed();
         self.row("load", [loading; 2], "");
+        if let Some(file) = &self.perplexity {
+            let ids: Vec<u32> = serde_json::from_slice(&std::fs::read(file)?)?;
+            println!("{}", serde_json::json!({"name": "perplexity", "value": meter.perplexity(&ids)?}));
+            return Ok(());
+        }
         for Measured { name, unit, amount, .. } in meter.works() {
             if !name.contains(&self.only) {
                 continue;

@@ -94,6 +94,28 @@ impl Meter {
         self.decode(work)
     }
 
+    /// The decoder's perplexity on a text of at least two tokens: how surprised it is by each token but the first.
+    ///
+    /// # Errors
+    /// Too short a text, or the model's.
+    pub fn perplexity(&self, ids: &[u32]) -> Result<f64> {
+        if ids.len() < 2 {
+            return Err(Error::Input("a text of one token surprises nobody".into()));
+        }
+        let decoder = &self.checkpoint.decoder;
+        let mut sequence = decoder.pool(ids.len() + 64, KvType::F32)?.sequence();
+        let shares = &mut [Share { sequence: &mut sequence, tokens: ids.len() }];
+        let hidden = decoder.forward(&decoder.embed(ids)?, shares)?;
+        let mut surprise = 0f64;
+        for (i, next) in ids[1..].iter().enumerate() {
+            let logits = decoder.logits(&hidden.narrow(0, i, 1)?)?.flatten_all()?.to_vec1::<f32>()?;
+            let peak = logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+            let sum: f64 = logits.iter().map(|x| f64::from(x - peak).exp()).sum();
+            surprise += sum.ln() + f64::from(peak - logits[*next as usize]);
+        }
+        Ok((surprise / (ids.len() - 1) as f64).exp())
+    }
+
     fn decode(&self, work: &Measured) -> Result<Duration> {
         let decoder = &self.checkpoint.decoder;
         let ids = |n: usize| (0..n).map(|i| (i * 37 % 500 + 100) as u32).collect::<Vec<_>>();
