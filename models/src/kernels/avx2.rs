@@ -4,6 +4,8 @@
 //! such sums fit: 15 · 127 · 2 · 8, 31 · 127 · 2 · 4 and 63 · 127 · 2 · 2 all stay below 32,768. Eight bits do not, so there the weight gives its
 //! absolute value and the activation takes its sign: 128 · 127 · 2 = 32,512.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays go by one index, and stay in registers")]
+
 use std::arch::x86_64::{
     __m256, __m256i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32,
     _mm256_and_si256, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtph_ps,
@@ -81,10 +83,10 @@ macro_rules! kernel {
             assert!(panel.scales.len() == scales * PANEL && panel.factors.len() == factors * PANEL);
             assert!(scheme == Scheme::Plain || blocks.is_multiple_of(SUPER));
             let offset = half * LANES;
-            // SAFETY of all reads below: block `b` of `blocks`, in slices whose lengths were asserted above; lines are aligned by their type.
             let half_floats = |i: usize| {
-                // SAFETY: as above.
-                unsafe { _mm256_cvtph_ps(_mm_loadu_si128(panel.scales.as_ptr().add(i * PANEL + offset).cast())) }
+                // SAFETY: as with all reads below, block `b` of `blocks`, in slices whose lengths were asserted above.
+                let halves = unsafe { _mm_loadu_si128(panel.scales.as_ptr().add(i * PANEL + offset).cast()) };
+                _mm256_cvtph_ps(halves)
             };
             // SAFETY: as above.
             let eight = |i: usize| unsafe { _mm_loadl_epi64(panel.factors.as_ptr().add(i * PANEL + offset).cast()) };
@@ -92,7 +94,7 @@ macro_rules! kernel {
             let mut out = [_mm256_setzero_ps(); C];
             let (mut d, mut least) = (_mm256_setzero_ps(), _mm256_setzero_ps());
             for b in 0..blocks {
-                // SAFETY: as above; a line has two halves.
+                // SAFETY: as above; a line has two halves, and is aligned by its type.
                 let mut w = unsafe { integers::<KIND>(panel.lines.as_ptr().add(b * bits).cast::<__m256i>().add(half)) };
                 let mut absolute = w;
                 if bits == 8 && !$vnni {

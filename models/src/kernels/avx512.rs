@@ -1,5 +1,7 @@
 //! AVX-512 VNNI: one vector holds four columns of all sixteen rows of a panel.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays go by one index, and stay in registers")]
+
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256, _mm512_and_si512,
     _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
@@ -84,10 +86,10 @@ fn block<const KIND: u8, const C: usize>(panel: Panel<'_>, x: Tile<'_>, sums: &m
     };
     assert!(panel.scales.len() == scales * PANEL && panel.factors.len() == factors * PANEL);
     assert!(scheme == Scheme::Plain || blocks.is_multiple_of(SUPER));
-    // SAFETY of all reads below: block `b` of `blocks`, in slices whose lengths were asserted above; lines are aligned by their type.
     let half_floats = |i: usize| {
-        // SAFETY: as above.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(panel.scales.as_ptr().add(i * PANEL).cast())) }
+        // SAFETY: as with all reads below, block `b` of `blocks`, in slices whose lengths were asserted above.
+        let halves = unsafe { _mm256_loadu_si256(panel.scales.as_ptr().add(i * PANEL).cast()) };
+        _mm512_cvtph_ps(halves)
     };
     // SAFETY: as above.
     let sixteen = |i: usize| unsafe { _mm_loadu_si128(panel.factors.as_ptr().add(i * PANEL).cast()) };
@@ -100,7 +102,7 @@ fn block<const KIND: u8, const C: usize>(panel: Panel<'_>, x: Tile<'_>, sums: &m
                 _mm_prefetch::<_MM_HINT_T0>(panel.lines.as_ptr().wrapping_add(b * bits + line + AHEAD).cast());
             }
         }
-        // SAFETY: as above.
+        // SAFETY: as above; lines are aligned by their type.
         let w = unsafe { integers::<KIND>(panel.lines.as_ptr().add(b * bits).cast()) };
         let (scale, other) = match scheme {
             Scheme::Plain => (half_floats(b), _mm512_setzero_ps()),

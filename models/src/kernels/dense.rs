@@ -1,6 +1,8 @@
 //! f32 matrices in the same panels: low-rank updates, dense weights, the encoder. A number of a result is one chain of multiply-adds over the
 //! columns, as with quantised weights, so that it does not depend on the rows beside its own.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays go by one index, and stay in registers")]
+
 use super::Level;
 use super::activations::{Sums, TILE};
 use super::pack::PANEL;

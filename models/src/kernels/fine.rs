@@ -4,6 +4,8 @@
 //! quarters in f32. What this rounds away is less than what f16 weights have lost already, and integer dot products do twice what f32 does in
 //! a cycle.
 
+#![allow(clippy::needless_range_loop, reason = "several arrays go by one index, and stay in registers")]
+
 use super::activations::{Slots, Sums, TILE, place, stretch};
 use super::pack::PANEL;
 use super::{BLOCK, Level};

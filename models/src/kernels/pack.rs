@@ -208,13 +208,13 @@ fn place(lines: &mut [Line], row: usize, j: usize, q: u8) {
     }
 }
 
-/// A panel's number, and where its lines, scales and factors go.
-type Place<'a> = ((usize, &'a mut [Line]), (&'a mut [u16], &'a mut [u8]));
-
 /// Repacks a matrix stored as `dtype` blocks; `Err` says what the blocks hold that no trained model does.
 pub(crate) fn repack(bytes: &[u8], dtype: GgmlDType, rows: usize, cols: usize) -> Result<QMatrix, String> {
     let Some(kind) = Type::of(dtype) else { return Err(format!("type {dtype:?} has no quantised kernel")) };
-    if !cols.is_multiple_of(dtype.block_size()) || bytes.len() != rows * cols / dtype.block_size() * dtype.type_size() {
+    if cols == 0
+        || !cols.is_multiple_of(dtype.block_size())
+        || bytes.len() != rows * cols / dtype.block_size() * dtype.type_size()
+    {
         return Err(format!("{} bytes are not a {rows} × {cols} matrix of {dtype:?}", bytes.len()));
     }
     let (blocks, panels) = (cols / BLOCK, rows.div_ceil(PANEL));
@@ -223,26 +223,22 @@ pub(crate) fn repack(bytes: &[u8], dtype: GgmlDType, rows: usize, cols: usize) -
     let mut scales = vec![0u16; panels * sizes[1]];
     let mut factors = vec![0u8; panels * sizes[2]];
     let row_bytes = cols / dtype.block_size() * dtype.type_size();
-    let pack = |((p, lines), (scales, factors)): Place<'_>| {
+    let pack = |(p, panel): (usize, Packing<'_>)| {
         let own = &bytes[p * PANEL * row_bytes..rows.min((p + 1) * PANEL) * row_bytes];
         for (row, own) in own.chunks_exact(row_bytes).enumerate() {
             for (i, block) in own.chunks_exact(dtype.type_size()).enumerate() {
                 let per = dtype.block_size() / BLOCK;
-                let lines = &mut lines[i * per * kind.bits()..(i + 1) * per * kind.bits()];
-                unpack(kind, block, i, row, Packing { lines, scales, factors });
+                let lines = &mut panel.lines[i * per * kind.bits()..(i + 1) * per * kind.bits()];
+                unpack(kind, block, i, row, Packing { lines, scales: panel.scales, factors: panel.factors });
             }
         }
     };
-    // Where a type has no factors, every panel gets an empty stretch of them.
-    let factor_parts: Vec<&mut [u8]> = match sizes[2] {
-        0 => (0..panels).map(|_| Default::default()).collect(),
-        n => factors.chunks_exact_mut(n).collect(),
-    };
-    lines
-        .par_chunks_exact_mut(sizes[0].max(1))
-        .enumerate()
-        .zip(scales.par_chunks_exact_mut(sizes[1].max(1)).zip(factor_parts))
-        .for_each(pack);
+    let mut factor_parts = factors.chunks_exact_mut(sizes[2].max(1));
+    let parts = lines.chunks_exact_mut(sizes[0]).zip(scales.chunks_exact_mut(sizes[1])).map(|(lines, scales)| {
+        // Some types have no factors.
+        Packing { lines, scales, factors: factor_parts.next().unwrap_or_default() }
+    });
+    parts.collect::<Vec<_>>().into_par_iter().enumerate().for_each(pack);
     if scales.iter().any(|s| !f16::from_bits(*s).is_finite()) {
         return Err("holds scales that are not finite".into());
     }
