@@ -193,18 +193,25 @@ pub(super) fn integer(lines: &[Line], row: usize, j: usize) -> u8 {
     }
 }
 
-/// Puts it there; the lines were zero.
-fn place(lines: &mut [Line], row: usize, j: usize, q: u8) {
-    let (group, byte) = (j / 4, 4 * row + j % 4);
-    if lines.len() == 8 {
-        lines[group].0[byte] = q;
-        return;
-    }
-    lines[group % 4].0[byte] |= (q & 15) << (4 * (group / 4));
-    match lines.len() {
-        5 => lines[4].0[byte] |= (q >> 4) << group,
-        6 => lines[4 + group / 4].0[byte] |= (q >> 4) << (2 * (group % 4)),
-        _ => {}
+/// Puts a block of a row's integers there, four columns at a time; the lines were zero.
+fn place(lines: &mut [Line], row: usize, block: &[u8; BLOCK]) {
+    let kept = lines.len();
+    let mut or = |line: usize, four: u32| {
+        let to: &mut [u8; 4] = (&mut lines[line].0[4 * row..4 * row + 4]).try_into().expect("four bytes");
+        *to = (u32::from_le_bytes(*to) | four).to_le_bytes();
+    };
+    for (group, four) in block.as_chunks::<4>().0.iter().enumerate() {
+        let four = u32::from_le_bytes(*four);
+        if kept == 8 {
+            or(group, four);
+            continue;
+        }
+        or(group % 4, (four & 0x0f0f_0f0f) << (4 * (group / 4)));
+        match kept {
+            5 => or(4, (four >> 4 & 0x0101_0101) << group),
+            6 => or(4 + group / 4, (four >> 4 & 0x0303_0303) << (2 * (group % 4))),
+            _ => {}
+        }
     }
 }
 
@@ -273,11 +280,8 @@ fn unpack(kind: Type, block: &[u8], i: usize, row: usize, to: Packing<'_>) {
             }
         }
     }
-    // Number j of the file block.
-    let mut put = |j: usize, q: u8| {
-        let per = kind.bits();
-        place(&mut to.lines[j / BLOCK * per..(j / BLOCK + 1) * per], row, j % BLOCK, q);
-    };
+    let mut numbers = [0u8; BLOCK * SUPER];
+    let mut put = |j: usize, q: u8| numbers[j] = q;
     match kind {
         Type::Q8_0 => block[2..].iter().enumerate().for_each(|(j, q)| put(j, q ^ 128)),
         Type::Q4_0 => {
@@ -315,6 +319,9 @@ fn unpack(kind: Type, block: &[u8], i: usize, row: usize, to: Packing<'_>) {
                 put(128 * n + 64 + k, q >> 4 | high(2 + k / 32));
             }
         }
+    }
+    for (lines, block) in to.lines.chunks_exact_mut(kind.bits()).zip(numbers.as_chunks::<BLOCK>().0) {
+        place(lines, row, block);
     }
 }
 
