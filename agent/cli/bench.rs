@@ -65,6 +65,7 @@ impl Bench {
 
     /// A server's engine and sessions, in real time.
     fn live(&self, config: Config) -> Result<()> {
+        super::log(&config);
         let speech = talker::Speech::open(&self.speech, &config)?;
         if self.what == What::Voice {
             return voice::run(&config, &speech);

@@ -335,7 +335,15 @@ impl Naming {
     fn hash(&mut self, samples: &[f32]) {
         self.samples += samples.len();
         for hasher in &mut self.hashers {
-            samples.iter().for_each(|x| hasher.write_u32(x.to_bits()));
+            // In stretches: a hasher is several times faster on many bytes than on four.
+            let mut bytes = [0; 1024];
+            for stretch in samples.chunks(bytes.len() / 4) {
+                let (filled, _) = bytes.split_at_mut(4 * stretch.len());
+                for (to, x) in filled.chunks_exact_mut(4).zip(stretch) {
+                    to.copy_from_slice(&x.to_bits().to_le_bytes());
+                }
+                hasher.write(filled);
+            }
         }
     }
 

@@ -16,6 +16,8 @@ const LENGTHS: [u32; 4] = [2, 5, 10, 20];
 /// What was said before a late turn: so many turns, each of two seconds.
 const EARLIER: usize = 29;
 const LATE: usize = EARLIER + 1;
+/// See [`Talker::new`].
+const HASTE: u32 = 6;
 
 /// An engine as a server of whole files would be: it hears a turn when it is over.
 struct WholeFile<'a>(&'a Local);
@@ -43,6 +45,7 @@ impl Engine for WholeFile<'static> {
 struct Sample {
     pause: f64,
     over: f64,
+    queued: f64,
     encode: f64,
     words: f64,
     prefill: f64,
@@ -61,6 +64,7 @@ impl Sample {
         Some(Self {
             pause: since(said, begun),
             over: since(said, over),
+            queued: ms(timings.queued),
             encode: ms(timings.encode),
             words: ms(timings.words),
             prefill: ms(timings.prefill),
@@ -90,9 +94,9 @@ pub(super) async fn run(local: Local, mut config: Config, speech: &Speech, turns
     offline.thinking.speculate = false;
     if !json {
         println!(
-            "| turn | heard | speech s | pause found | turn over | encode | words | prefill | decode | first token after the pause (p95) | first reply token (p95) | shown after the last sample (p95) |"
+            "| turn | heard | speech s | pause found | turn over | queued | encode | words | prefill | decode | first token after the pause (p95) | first reply token (p95) | shown after the last sample (p95) |"
         );
-        println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+        println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     }
     let mut id = 0;
     let paths: [(&str, &dyn Engine, Arc<Config>); 2] =
@@ -102,7 +106,7 @@ pub(super) async fn run(local: Local, mut config: Config, speech: &Speech, turns
             let mut earlier = None;
             if number == LATE {
                 id += 1;
-                let mut talker = Talker::new(*engine, config, id);
+                let mut talker = Talker::new(*engine, config, id, HASTE);
                 for n in 0..EARLIER {
                     talker.converse(&speech.seconds(2.0, n)).await?;
                 }
@@ -121,7 +125,7 @@ pub(super) async fn run(local: Local, mut config: Config, speech: &Speech, turns
                         }
                         None => {
                             id += 1;
-                            Talker::new(*engine, config, id).converse(&sound).await?
+                            Talker::new(*engine, config, id, HASTE).converse(&sound).await?
                         }
                     };
                     samples.extend(Sample::of(&marks));
@@ -137,22 +141,23 @@ pub(super) async fn run(local: Local, mut config: Config, speech: &Speech, turns
 fn row(number: usize, path: &str, length: u32, samples: &[Sample], json: bool) {
     let mid = |of| middle_and_tail(samples, of).0;
     let both = |of| middle_and_tail(samples, of);
-    let decode = mid(|s| (s.first - s.encode - s.prefill).max(0.0));
+    let decode = mid(|s| (s.first - s.queued - s.encode - s.prefill).max(0.0));
     let (first, reply, shown) = (both(|s| s.first), both(|s| s.reply), both(|s| s.shown));
     if json {
         let line = serde_json::json!({
             "turn": number, "path": path, "seconds": length, "samples": samples.len(),
             "pause_ms": mid(|s| s.pause), "over_ms": mid(|s| s.over),
-            "encode_ms": mid(|s| s.encode), "words_ms": mid(|s| s.words), "prefill_ms": mid(|s| s.prefill), "decode_ms": decode,
+            "queued_ms": mid(|s| s.queued), "encode_ms": mid(|s| s.encode), "words_ms": mid(|s| s.words), "prefill_ms": mid(|s| s.prefill), "decode_ms": decode,
             "first_ms": first.0, "first_p95_ms": first.1, "reply_ms": reply.0, "reply_p95_ms": reply.1,
             "shown_ms": shown.0, "shown_p95_ms": shown.1,
         });
         println!("{line}");
     } else {
         println!(
-            "| {number} | {path} | {length} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {decode:.0} | {:.0} ({:.0}) | {:.0} ({:.0}) | {:.0} ({:.0}) |",
+            "| {number} | {path} | {length} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {decode:.0} | {:.0} ({:.0}) | {:.0} ({:.0}) | {:.0} ({:.0}) |",
             mid(|s| s.pause),
             mid(|s| s.over),
+            mid(|s| s.queued),
             mid(|s| s.encode),
             mid(|s| s.words),
             mid(|s| s.prefill),

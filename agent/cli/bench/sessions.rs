@@ -17,7 +17,7 @@ const REST: Duration = Duration::from_secs(2);
 
 /// One stream: `turns` turns, and the milliseconds from each turn's end to its first token.
 async fn stream(engine: &dyn Engine, config: &Arc<Config>, speech: &Speech, id: u64, turns: usize) -> Result<Vec<f64>> {
-    let mut talker = Talker::new(engine, config, id);
+    let mut talker = Talker::new(engine, config, id, 1);
     let mut times = Vec::new();
     // Nobody begins with the others.
     let mut at = Instant::now() + Duration::from_millis(id * 1_370 % 5_000);
@@ -76,7 +76,7 @@ fn peak() -> Option<f64> {
 pub(super) async fn memory(engine: &Local, config: &Arc<Config>, speech: &Speech) -> Result<()> {
     let mut after = Vec::new();
     for n in 1..=200_u64 {
-        Talker::new(engine, config, n).converse(&speech.seconds(1.5, n as usize)).await?;
+        Talker::new(engine, config, n, 1).converse(&speech.seconds(1.5, n as usize)).await?;
         if n == 20 || n == 200 {
             after.extend(peak());
         }

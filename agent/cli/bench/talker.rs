@@ -15,9 +15,7 @@ use crate::session::{Input, Output, Session, TurnId};
 
 /// Samples of one packet: 20 ms.
 const PACKET: usize = RATE as usize / 50;
-/// The beginning of a long turn is told faster than it was spoken; an engine that keeps up is at the same point in the end.
-const HASTE: u32 = 6;
-/// The end of a turn is told in real time.
+/// The end of a turn is told in real time, however hasty the talker.
 const REAL_TIME: usize = 5 * RATE as usize / 2;
 /// An answer that takes longer is none.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -47,6 +45,8 @@ pub(super) struct Talker<'a> {
     turn: Option<(TurnId, Turn)>,
     listening: Option<Listening>,
     pub(super) marks: Marks,
+    /// How much faster than it was spoken the beginning of a long turn is told: an engine that keeps up is at the same point in the end.
+    haste: u32,
     /// Items of the conversation, in order.
     items: Vec<String>,
     failure: Option<String>,
@@ -59,7 +59,7 @@ impl Drop for Talker<'_> {
 }
 
 impl<'a> Talker<'a> {
-    pub(super) fn new(engine: &'a dyn Engine, config: &Arc<Config>, id: u64) -> Self {
+    pub(super) fn new(engine: &'a dyn Engine, config: &Arc<Config>, id: u64, haste: u32) -> Self {
         let id = SessionId(id);
         let session = Session::new(id, format!("bench{}", id.0), engine.model(), config.clone(), Duration::ZERO);
         let mut this = Self {
@@ -70,6 +70,7 @@ impl<'a> Talker<'a> {
             turn: None,
             listening: None,
             marks: Marks::default(),
+            haste,
             items: Vec::new(),
             failure: None,
         };
@@ -83,7 +84,7 @@ impl<'a> Talker<'a> {
         let mut at = Instant::now();
         for (i, packet) in speech.chunks(PACKET).enumerate() {
             let hasty = speech.len() - i * PACKET > REAL_TIME;
-            at += Duration::from_millis(20) / if hasty { HASTE } else { 1 };
+            at += Duration::from_millis(20) / if hasty { self.haste } else { 1 };
             self.wait(at).await;
             self.input(Input::Sound { samples: packet, lost: 0 });
         }

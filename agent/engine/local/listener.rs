@@ -163,6 +163,7 @@ impl Listener {
             wanted.extend(model.ear.naming().step(samples.get(..SEGMENT).unwrap_or(samples)));
         }
         let kept = track.keep(salt, &wanted);
+        tracing::debug!(session = listen.session.0, known = kept, prefix = before.len(), "an ear opens");
         let skip = kept.saturating_sub(before.len());
         let mut ears = None;
         let mut incoming = VecDeque::new();

@@ -290,13 +290,12 @@ impl Schedule {
         heard
     }
 
-    /// Reads some of the words that were heard: first those that a turn waits for. Whether there were any.
+    /// Reads some of the words that were heard, no more at once than a token takes: somebody may cancel, or begin. Whether there were any.
     fn read(&mut self) -> bool {
         let mut read = false;
         let mut failed = Vec::new();
         for (i, turn) in self.live.iter_mut().enumerate() {
-            let most = if turn.waits_for_words() { usize::MAX } else { READS };
-            for _ in 0..most {
+            for _ in 0..READS {
                 match turn.read(&self.model, self.memories.of(turn.session)) {
                     Ok(true) => read = true,
                     Ok(false) => break,

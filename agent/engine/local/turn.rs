@@ -297,11 +297,6 @@ impl Live {
         Ok(())
     }
 
-    /// Whether it can do nothing before its words are read.
-    pub(super) fn waits_for_words(&self) -> bool {
-        self.holding.is_some() || (self.words_alone && !self.has_sound() && self.mind.waiting() == 0)
-    }
-
     /// Whether nobody wants this turn any more.
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancel.load(Ordering::Acquire) || self.events.is_closed()
