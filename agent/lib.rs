@@ -8,9 +8,9 @@
 //!     v
 //!  audio       decode, resample to 16 kHz mono, ring  intake, opus, g711, resample, ring, vad, file
 //!     v        of fixed size: the oldest sound is dropped and counted
-//!  session     a machine without clock and sockets    segment, conversation, turn, commands
-//!     v        turns, voice activity, barge-in
-//!  engine      one trait; behind it, one compute thread
+//!  session     a machine without clock and sockets    segment, spoken, conversation, turn, commands
+//!     v        turns, voice activity, barge-in         (the sound goes on while it is spoken)
+//!  engine      one trait; behind it, one compute thread: an open ear writes the sound into the prefix, turns are forks of it
 //!     v
 //!  models      mel, encoder, adaptor, decoder         crate hearken-models
 //!     |

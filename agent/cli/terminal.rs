@@ -32,7 +32,8 @@ impl Terminal {
     /// The engine's failure; a closed pipe.
     pub(super) fn show(&mut self, event: &Event) -> Result<()> {
         if self.json {
-            println!("{}", as_json(event));
+            // Not println, which panics when the reader has gone.
+            writeln!(std::io::stdout(), "{}", as_json(event))?;
         }
         match event {
             Event::Failed(error) => return Err(anyhow!("{error}")),
@@ -75,7 +76,7 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if self.colour && self.dimmed {
-            print!("{PLAIN}");
+            drop(std::io::stdout().write_all(PLAIN.as_bytes()));
         }
     }
 }
