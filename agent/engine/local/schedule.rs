@@ -95,9 +95,10 @@ impl Schedule {
             if !is_open && self.live.is_empty() && self.arrivals.is_empty() {
                 return;
             }
-            self.listeners.iter_mut().for_each(Listener::receive);
             self.cancel(Live::is_cancelled);
             self.begin();
+            // After the new ones began: what woke this thread for them may have been taken from the queue already, and nobody wakes it twice.
+            self.listeners.iter_mut().for_each(Listener::receive);
             let heard = self.hear();
             let read = self.read();
             let stepped = self.step();
