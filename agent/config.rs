@@ -237,6 +237,8 @@ pub struct Limits {
     pub conversation_bytes: usize,
     /// Events waiting for a slow reader; then it is disconnected.
     pub send_queue: usize,
+    /// Responses that a session may ask for a minute, or at once; 0 means any number.
+    pub responses_per_minute: u32,
     /// A session with no word from its client for so long is closed, seconds.
     pub idle_seconds: u64,
     /// Longest file `hearken ask` opens, seconds.
@@ -255,6 +257,7 @@ impl Default for Limits {
             conversation_items: 1024,
             conversation_bytes: 1 << 20,
             send_queue: 1024,
+            responses_per_minute: 0,
             idle_seconds: 600,
             file_seconds: 3600.0,
         }

@@ -6,6 +6,7 @@
 //! fork of that prefix; several may be live in one session (a speculative one while the speaker pauses, say), and none changes another.
 //! Behind the trait stands [`local`] (one compute thread on this machine); a cluster engine can stand there as well.
 
+pub mod ears;
 pub mod local;
 
 use std::sync::Arc;
@@ -81,6 +82,8 @@ pub struct Usage {
     pub sound_tokens: usize,
     /// Of both, how many were still in the session's KV.
     pub cached_tokens: usize,
+    /// Of those, sound.
+    pub cached_sound_tokens: usize,
     /// Tokens of reasoning written.
     pub reasoning_tokens: usize,
     /// Tokens of reply written.

@@ -4,7 +4,7 @@ use super::Session;
 use super::conversation::{Body, Entry, Piece, Where};
 use crate::audio::{RATE, samples};
 use crate::protocol::openai::{
-    ClientEvent, ErrorBody, Incoming, NewItem, NewKind, NewPart, Refusal, ServerEvent, Status,
+    ClientEvent, ErrorBody, Incoming, Kind, NewItem, NewKind, NewPart, Refusal, ServerEvent, Status,
 };
 
 /// Shorter sound is no turn, as in the API.
@@ -19,12 +19,13 @@ impl Session {
     }
 
     fn obey(&mut self, event: ClientEvent) -> Result<(), Refusal> {
-        if !matches!(event, ClientEvent::Append(_) | ClientEvent::ItemRetrieve(_)) {
+        if !matches!(event, ClientEvent::Append(_) | ClientEvent::ItemRetrieve(_) | ClientEvent::OutputClear) {
             // What was thought ahead was thought of what is being changed.
             self.drop_ahead();
         }
         match event {
             ClientEvent::SessionUpdate(update) => {
+                self.settings.accepts(&update)?;
                 self.settings.apply(*update, &self.config.voice);
                 self.listen();
                 self.out.send(ServerEvent::SessionUpdated { session: self.settings.show(&self.name, &self.model) });
@@ -53,6 +54,10 @@ impl Session {
                 self.conversation.get(&item_id).ok_or_else(|| no_item("item_truncate_invalid_item_id", &item_id))?;
                 self.out.send(ServerEvent::ItemTruncated { item_id, content_index, audio_end_ms });
             }
+            ClientEvent::ResponseCreate(_) if self.settings.kind == Kind::Transcription => {
+                let message = "A transcription session gives no responses.";
+                return Err(ErrorBody::invalid("invalid_value", message).at("type"));
+            }
             ClientEvent::ResponseCreate(params) => {
                 if let Some(running) = &self.running {
                     let message = format!(
@@ -63,13 +68,13 @@ impl Session {
                 }
                 self.respond(*params)?;
             }
+            ClientEvent::OutputClear => {}
             ClientEvent::ResponseCancel(id) => {
                 let other = |running: &super::Running| id.as_ref().is_some_and(|id| *id != running.opening.response_id);
                 if self.running.as_ref().is_none_or(other) || !self.cancel("client_cancelled") {
-                    return Err(ErrorBody::invalid(
-                        "response_cancel_not_active",
-                        "There is no such response to cancel.",
-                    ));
+                    // The words that clients look for.
+                    let message = "Cancellation failed: no active response found";
+                    return Err(ErrorBody::invalid("response_cancel_not_active", message));
                 }
             }
         }

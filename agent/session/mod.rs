@@ -15,6 +15,7 @@
 
 mod commands;
 pub mod conversation;
+mod rate;
 pub mod segment;
 mod spoken;
 mod turn;
@@ -26,11 +27,12 @@ use std::time::Duration;
 use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Config;
-use crate::engine::{self, Caption, Content, EngineError, Event, Listen, Request, Role, SessionId, Thinking};
+use crate::engine::{self, Caption, Content, EngineError, Event, Listen, Request, Role, SessionId, Tenant, Thinking};
 use crate::protocol::openai::{
-    ErrorBody, Incoming, InputItem, Refusal, ResponseParams, ServerEvent, Settings, Status, tools_json,
+    ErrorBody, Incoming, InputItem, Refusal, ResponseParams, Seconds, ServerEvent, Settings, Status, tools_json,
 };
 use conversation::{Body, Conversation, Entry, Piece, Where};
+use rate::Rate;
 use segment::{Ear, Heard};
 use spoken::{Ahead, Spoken, Told};
 use turn::{End, Opening, Running};
@@ -41,6 +43,10 @@ const STALL: Duration = Duration::from_secs(2);
 /// Names one turn at the engine. Never used twice in a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TurnId(pub u64);
+
+/// Names one open ear at the engine. Never used twice in a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EarId(pub u64);
 
 /// What happens to a session.
 #[derive(Debug)]
@@ -60,10 +66,10 @@ pub enum Input<'a> {
     Engine(TurnId, Event),
     /// The engine says nothing more about a turn. Without a `Done` before, it has failed.
     EngineEnded(TurnId),
-    /// What the open ear makes of the turn being spoken.
-    Caption(Caption),
-    /// The ear that was last opened says nothing more.
-    CaptionsEnded,
+    /// What an ear makes of what it hears.
+    Caption(EarId, Caption),
+    /// This ear says nothing more.
+    CaptionsEnded(EarId),
     /// Time has passed; see [`Session::deadline`].
     Tick,
 }
@@ -82,12 +88,13 @@ pub enum Output {
     Start(TurnId, Box<Request>),
     /// Drop this turn.
     Cancel(TurnId),
-    /// Open an ear at the engine and report its captions; an ear that is open already ends. A refusal is no error: the turn goes without.
-    Listen(Box<Listen>),
+    /// Open an ear at the engine and report its captions. A refusal is no error: the turn goes without. One is open at a time.
+    Listen(EarId, Box<Listen>),
     /// The next samples for the open ear.
     Hear(Vec<f32>),
-    /// The open ear has heard all: report the captions that are left.
-    EndOfSound,
+    /// The ear that was opened last has heard all: report the captions that are left, and that no more come. If it is not there (it was
+    /// refused, or fell behind), none come.
+    EndOfSound(EarId),
     /// Drop the open ear.
     Unlisten,
     /// End the connection: nothing was heard from the client for too long.
@@ -114,6 +121,16 @@ impl Outbox {
         self.send(ServerEvent::Error { error });
     }
 
+    /// All the words of a sound. With `segments` they come with their speaker, of whom one stream has one, and their time in the sound, too.
+    pub(crate) fn words(&mut self, item_id: String, content_index: usize, text: String, seconds: f64, segments: bool) {
+        if segments && !text.is_empty() {
+            let (id, speaker) = (self.name("seg"), "A".into());
+            let (item_id, text) = (item_id.clone(), text.clone());
+            self.send(ServerEvent::Segment { item_id, content_index, id, text, speaker, start: 0.0, end: seconds });
+        }
+        self.send(ServerEvent::Transcribed { item_id, content_index, transcript: text, usage: Seconds(seconds) });
+    }
+
     /// A new name, such as `item_…`.
     pub(crate) fn name(&mut self, kind: &str) -> String {
         self.names += 1;
@@ -121,9 +138,23 @@ impl Outbox {
     }
 }
 
+/// Who a session is, and what it begins with.
+#[derive(Debug)]
+pub struct Birth {
+    /// Its name towards the engine.
+    pub id: SessionId,
+    /// Makes its names unique among sessions.
+    pub suffix: String,
+    /// With whom it may share what they have in common.
+    pub tenant: Tenant,
+    /// What holds in it.
+    pub settings: Settings,
+}
+
 /// One client's conversation.
 pub struct Session {
     id: SessionId,
+    tenant: Tenant,
     name: String,
     model: String,
     config: Arc<Config>,
@@ -132,7 +163,7 @@ pub struct Session {
     conversation: Conversation,
     running: Option<Running>,
     spoken: Option<Spoken>,
-    told: Option<Told>,
+    told: Vec<Told>,
     ahead: Option<Ahead>,
     /// The item that the speech under way will become.
     speech: Option<String>,
@@ -145,8 +176,13 @@ pub struct Session {
     told_full: bool,
     /// Turns started at the engine.
     turns: u64,
+    /// Ears opened at the engine.
+    ears: u64,
     /// Responses begun.
     responses: u64,
+    /// Responses that may be begun; `None` is any number.
+    rate: Option<Rate>,
+    now: Duration,
     last_word: Duration,
     /// Since when nobody speaks after a response, for the idle timeout.
     quiet: Option<Duration>,
@@ -154,13 +190,15 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session that has `session.created` to say. `suffix` makes its names unique among sessions.
-    pub fn new(id: SessionId, suffix: String, model: &str, config: Arc<Config>, now: Duration) -> Self {
-        let settings = Settings::new(&config);
+    /// A session that has `session.created` to say.
+    pub fn new(birth: Birth, model: &str, config: Arc<Config>, now: Duration) -> Self {
+        let Birth { id, suffix, tenant, settings } = birth;
+        let per_minute = config.limits.responses_per_minute;
         let voice = &config.voice;
         let ear = Ear::new(None, samples_ms(voice.prefix_padding_ms), samples(config.limits.buffered_seconds));
         let mut this = Self {
             id,
+            tenant,
             name: format!("sess_{suffix}"),
             model: model.to_owned(),
             conversation: Conversation::new(config.limits.clone()),
@@ -168,7 +206,7 @@ impl Session {
             ear,
             running: None,
             spoken: None,
-            told: None,
+            told: Vec::new(),
             ahead: None,
             speech: None,
             unanswered: false,
@@ -176,7 +214,10 @@ impl Session {
             last_sound: now,
             told_full: false,
             turns: 0,
+            ears: 0,
             responses: 0,
+            rate: (per_minute > 0).then(|| Rate::new(per_minute, now)),
+            now,
             last_word: now,
             quiet: None,
             out: Outbox { queue: VecDeque::new(), names: 0, events: 0, suffix },
@@ -189,6 +230,7 @@ impl Session {
 
     /// Takes one input. `now` is the time since any fixed moment and never goes back.
     pub fn handle(&mut self, input: Input<'_>, now: Duration) {
+        self.now = now;
         if !matches!(input, Input::Tick) {
             self.last_word = now;
         }
@@ -202,8 +244,8 @@ impl Session {
             }
             Input::Engine(turn, event) => self.engine(turn, event),
             Input::EngineEnded(turn) => self.engine(turn, Event::Failed(EngineError::Stopped)),
-            Input::Caption(caption) => self.caption(caption),
-            Input::CaptionsEnded => self.captions_ended(),
+            Input::Caption(ear, caption) => self.caption(ear, caption),
+            Input::CaptionsEnded(ear) => self.captions_ended(ear),
             Input::Tick => self.tick(now),
         }
         // Quiet begins when nobody speaks and nothing is computed, and only after something was said.
@@ -308,7 +350,7 @@ impl Session {
             None => self.out.name("item"),
         };
         self.out.send(ServerEvent::SpeechStopped { audio_end_ms: self.ms(at), item_id: item_id.clone() });
-        let answers = self.settings.turn_detection.is_some_and(|t| t.create_response);
+        let answers = self.settings.answers();
         self.close_ear(sound, answers);
         self.speech = None;
         let ahead = self.take_ahead(sound);
@@ -373,9 +415,19 @@ impl Session {
         let hears = newest_unheard(entries);
         let request = self.request(&params, entries);
         let turn = self.next_turn();
+        let is_allowed = self.is_allowed();
         self.begin(turn, &params, hears);
+        if !is_allowed {
+            self.finish(End::Limited);
+            return Ok(());
+        }
         self.out.queue.push_back(Output::Start(turn, Box::new(request)));
         Ok(())
+    }
+
+    /// Whether the session may ask for a response now.
+    fn is_allowed(&mut self) -> bool {
+        self.rate.as_mut().is_none_or(|rate| rate.allows(self.now))
     }
 
     fn next_turn(&mut self) -> TurnId {
@@ -400,7 +452,7 @@ impl Session {
         let budget = thinking.budget(params.effort.unwrap_or(s.effort));
         Request {
             session: self.id,
-            tenant: engine::Tenant::default(),
+            tenant: self.tenant,
             conversation: self.prompt(entries, params.instructions.as_ref()),
             tools: tools_json(
                 params.tools.as_ref().unwrap_or(&s.tools),
@@ -428,10 +480,15 @@ impl Session {
             hears,
             paced: self.config.thinking.pace != engine::Pace::ThinkBefore,
             tells_words: s.transcription.is_some(),
+            tells_segments: s.tells_segments(),
             tells_reasoning: s.includes("reasoning.text"),
             tells_timings: s.includes("hearken.timings"),
         };
         self.running = Some(Running::begin(opening, &mut self.out));
+        if let Some(rate) = &mut self.rate {
+            let rate_limits = [rate.take(self.now)];
+            self.out.send(ServerEvent::RateLimits { rate_limits });
+        }
     }
 
     /// Keeps a long conversation within what is heard and remembered; whether that changed it.
@@ -446,15 +503,19 @@ impl Session {
     /// Has the engine take in what the conversation has become, while nobody speaks.
     fn prepare(&mut self) {
         if self.spoken.is_none() {
-            let listen = self.listen_to(self.prompt(self.conversation.entries(), None), false);
-            self.out.queue.push_back(Output::Listen(Box::new(listen)));
+            self.listen_to(self.prompt(self.conversation.entries(), None), false);
             self.out.queue.push_back(Output::Unlisten);
         }
     }
 
-    fn listen_to(&self, conversation: Vec<engine::Item>, captions: bool) -> Listen {
+    /// Opens an ear at the engine.
+    fn listen_to(&mut self, conversation: Vec<engine::Item>, captions: bool) -> EarId {
         let tools = tools_json(&self.settings.tools, &self.settings.tool_choice);
-        Listen { session: self.id, tenant: engine::Tenant::default(), conversation, tools, captions }
+        let listen = Listen { session: self.id, tenant: self.tenant, conversation, tools, captions };
+        self.ears += 1;
+        let ear = EarId(self.ears);
+        self.out.queue.push_back(Output::Listen(ear, Box::new(listen)));
+        ear
     }
 
     /// The entries of a response's own input.

@@ -5,16 +5,18 @@
 //! that very sound they are told at once.
 
 use super::conversation::{Body, Entry, Piece};
-use super::{Output, Session, TurnId};
+use super::{EarId, Output, Session, TurnId};
 use crate::audio::samples;
 use crate::engine::{self, Caption, Content, Event, Role};
-use crate::protocol::openai::{ErrorBody, ResponseParams, Seconds, ServerEvent, Status};
+use crate::protocol::openai::{ErrorBody, ResponseParams, ServerEvent, Status};
 
 /// What the engine hears of the turn.
 #[derive(Debug)]
 pub(super) struct Spoken {
     /// Samples of the turn that were handed over.
     fed: usize,
+    /// The ear that hears it.
+    ear: EarId,
 }
 
 /// The words of a turn as they were told.
@@ -22,6 +24,8 @@ pub(super) struct Spoken {
 pub(super) struct Told {
     item_id: String,
     text: String,
+    /// The ears that hear it, one a segment: the first and the last so far.
+    ears: (EarId, EarId),
     /// Samples, once the turn is over and nobody else tells its words.
     ends: Option<usize>,
 }
@@ -37,14 +41,13 @@ pub(super) struct Ahead {
 
 impl Session {
     /// Opens the engine's ear for a turn of which it has `begun` so much in whole segments.
-    fn open_ear(&mut self, begun: &[f32]) {
+    fn open_ear(&mut self, begun: &[f32]) -> EarId {
         let longest = samples(self.config.voice.max_segment_seconds);
         let mut content: Vec<Content> = begun.chunks(longest).map(|s| Content::Sound(s.into())).collect();
         content.push(Content::Sound(Vec::new().into()));
         let mut conversation = self.prompt(self.conversation.entries(), None);
         conversation.push(engine::Item::Message { role: Role::User, content });
-        let listen = self.listen_to(conversation, self.settings.transcription.is_some());
-        self.out.queue.push_back(Output::Listen(Box::new(listen)));
+        self.listen_to(conversation, self.settings.transcription.is_some())
     }
 
     /// Hands over what is new of the turn's sound, `sound` from its start on. Each segment is a sound of its own.
@@ -62,9 +65,9 @@ impl Session {
                 None => self.out.name("item"),
             };
             self.speech = Some(item_id.clone());
-            self.told = Some(Told { item_id, text: String::new(), ends: None });
-            self.spoken = Some(Spoken { fed: 0 });
-            self.open_ear(&[]);
+            let ear = self.open_ear(&[]);
+            self.told.push(Told { item_id, text: String::new(), ears: (ear, ear), ends: None });
+            self.spoken = Some(Spoken { fed: 0, ear });
         }
         let longest = samples(self.config.voice.max_segment_seconds);
         while let Some(spoken) = &mut self.spoken
@@ -74,7 +77,13 @@ impl Session {
             let to = sound.len().min(begun + longest);
             spoken.fed = to;
             if from == begun && begun > 0 {
-                self.open_ear(&sound[..begun]);
+                // The segment that is full is read to its end while the next one is heard.
+                let full = spoken.ear;
+                self.out.queue.push_back(Output::EndOfSound(full));
+                let ear = self.open_ear(&sound[..begun]);
+                if let (Some(spoken), Some(told)) = (&mut self.spoken, self.told.last_mut()) {
+                    (spoken.ear, told.ears.1) = (ear, ear);
+                }
             }
             self.out.queue.push_back(Output::Hear(sound[from..to].to_vec()));
         }
@@ -83,28 +92,28 @@ impl Session {
     /// The turn is over and its sound is all there. Whoever answers it tells the words; else the ear does, to the end.
     pub(super) fn close_ear(&mut self, sound: &[f32], is_answered: bool) {
         self.feed(sound);
-        if self.spoken.take().is_none() {
-            return;
-        }
+        let Some(Spoken { ear, .. }) = self.spoken.take() else { return };
         if is_answered {
             self.out.queue.push_back(Output::Unlisten);
-        } else if let Some(told) = &mut self.told {
+        } else if let Some(told) = self.told.iter_mut().find(|told| told.ears.1 == ear) {
             told.ends = Some(sound.len());
-            self.out.queue.push_back(Output::EndOfSound);
+            self.out.queue.push_back(Output::EndOfSound(ear));
         }
     }
 
     /// The turn was thrown away.
     pub(super) fn forget_ear(&mut self) {
         self.drop_ahead();
-        self.told = None;
+        // Of turns that are over, the words are still to come.
+        self.told.retain(|told| told.ends.is_some());
         if self.spoken.take().is_some() {
             self.out.queue.push_back(Output::Unlisten);
         }
     }
 
-    pub(super) fn caption(&mut self, caption: Caption) {
-        let Some(told) = self.told.as_mut().filter(|_| self.settings.transcription.is_some()) else { return };
+    pub(super) fn caption(&mut self, ear: EarId, caption: Caption) {
+        let told = self.told.iter_mut().find(|told| (told.ears.0..=told.ears.1).contains(&ear));
+        let Some(told) = told.filter(|_| self.settings.transcription.is_some()) else { return };
         let (item_id, content_index) = (told.item_id.clone(), 0);
         if !caption.committed.is_empty() {
             let delta = told.add(&caption.committed);
@@ -114,32 +123,37 @@ impl Session {
             self.out.send(ServerEvent::Tentative { item_id, content_index, text: caption.tentative });
         }
         if caption.is_last {
-            self.all_told();
+            self.all_told(ear);
         }
     }
 
-    /// All words of a turn are told, unless its answer was sooner.
-    fn all_told(&mut self) {
-        let Some(Told { item_id, text, ends: Some(samples) }) = self.told.take_if(|told| told.ends.is_some()) else {
-            return;
-        };
+    /// A turn that is over and whose last ear this was, if its answer was not sooner.
+    fn last_of(&mut self, ear: EarId) -> Option<Told> {
+        let at = self.told.iter().position(|told| told.ears.1 == ear && told.ends.is_some())?;
+        Some(self.told.remove(at))
+    }
+
+    /// An ear has told all words of its segment, and with the last one all of the turn's are told.
+    fn all_told(&mut self, ear: EarId) {
+        let Some(Told { item_id, text, ends: Some(samples), .. }) = self.last_of(ear) else { return };
         let Some(Body::Message(_, pieces)) = self.conversation.get_mut(&item_id).map(|entry| &mut entry.body) else {
             return;
         };
         if let Some(Piece::Sound { transcript: transcript @ None, .. }) = pieces.first_mut() {
             *transcript = Some(text.clone());
-            let usage = Seconds(samples as f64 / f64::from(crate::audio::RATE));
-            self.out.send(ServerEvent::Transcribed { item_id, content_index: 0, transcript: text, usage });
+            let seconds = samples as f64 / f64::from(crate::audio::RATE);
+            self.out.words(item_id, 0, text, seconds, self.settings.tells_segments());
         }
     }
 
-    /// The ear says nothing more. If it has not said all and nobody else will, the client is told.
-    pub(super) fn captions_ended(&mut self) {
-        let is_answered = |item_id: &str| {
-            let hears = self.running.as_ref().and_then(|running| running.opening.hears.as_ref());
-            hears.is_some_and(|(id, _)| id == item_id)
-        };
-        let lost = self.told.take_if(|told| told.ends.is_some() && !is_answered(&told.item_id));
+    /// An ear says nothing more. If it has not said all and nobody else will, the client is told.
+    pub(super) fn captions_ended(&mut self, ear: EarId) {
+        let hears = self.running.as_ref().and_then(|running| running.opening.hears.as_ref());
+        let answered = hears.map(|(item_id, _)| item_id);
+        if self.told.iter().any(|told| told.ears.1 == ear && Some(&told.item_id) == answered) {
+            return;
+        }
+        let lost = self.last_of(ear);
         if let Some(Told { item_id, .. }) = lost.filter(|_| self.settings.transcription.is_some()) {
             let message =
                 "The words of this turn could not be read while it was spoken; a response to it will tell them.";
@@ -150,8 +164,8 @@ impl Session {
 
     /// A pause: begins to think, as if the turn ended here.
     pub(super) fn think_ahead(&mut self, sound: Vec<f32>) {
-        let answers = self.settings.turn_detection.is_some_and(|turns| turns.create_response);
-        if !answers || !self.config.thinking.speculate || self.running.is_some() || self.conversation.room().is_err() {
+        let wanted = self.settings.answers() && self.config.thinking.speculate;
+        if !wanted || self.running.is_some() || self.conversation.room().is_err() || !self.is_allowed() {
             return;
         }
         self.drop_ahead();
@@ -186,8 +200,9 @@ impl Session {
 }
 
 /// What was told of an item's words so far. Its answer knows them all: nobody else tells of them any more.
-pub(super) fn take_told(told: &mut Option<Told>, item_id: &str) -> String {
-    told.take_if(|told| told.item_id == item_id).map(|told| told.text).unwrap_or_default()
+pub(super) fn take_told(told: &mut Vec<Told>, item_id: &str) -> String {
+    let at = told.iter().position(|told| told.item_id == item_id);
+    at.map(|at| told.remove(at).text).unwrap_or_default()
 }
 
 impl Told {

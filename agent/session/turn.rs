@@ -10,8 +10,7 @@ use super::spoken::complete;
 use super::{Outbox, TurnId};
 use crate::engine::{EngineError, Event, Finish, Role, Timings, Usage};
 use crate::protocol::openai::{
-    BufferedText, ErrorBody, Item, MaxTokens, Place, Response, ResponseStatus, Seconds, ServerEvent, Status,
-    StatusDetails,
+    BufferedText, ErrorBody, Item, MaxTokens, Place, Response, ResponseStatus, ServerEvent, Status, StatusDetails,
 };
 
 /// What is fixed when a response begins.
@@ -28,6 +27,7 @@ pub(super) struct Opening {
     /// Whether reasoning may go on beside the reply.
     pub(super) paced: bool,
     pub(super) tells_words: bool,
+    pub(super) tells_segments: bool,
     pub(super) tells_reasoning: bool,
     pub(super) tells_timings: bool,
 }
@@ -38,6 +38,8 @@ pub(super) enum End {
     Done(Finish, Usage, Timings),
     Cancelled(&'static str),
     Failed(EngineError),
+    /// The session has asked for too many.
+    Limited,
 }
 
 #[derive(Debug)]
@@ -125,7 +127,7 @@ impl Running {
         // The item may have been deleted meanwhile.
         let Some(Body::Message(_, pieces)) = items.get_mut(&id).map(|e| &mut e.body) else { return };
         let Some(piece @ Piece::Sound { .. }) = pieces.get_mut(index) else { return };
-        let seconds = Seconds(piece.seconds());
+        let seconds = piece.seconds();
         let (words, rest) = complete(told, words);
         match piece {
             // The ear was sooner.
@@ -138,7 +140,7 @@ impl Running {
                 let item_id = id.clone();
                 out.send(ServerEvent::TranscriptDelta { item_id, content_index: index, delta: rest });
             }
-            out.send(ServerEvent::Transcribed { item_id: id, content_index: index, transcript: words, usage: seconds });
+            out.words(id, index, words, seconds, self.opening.tells_segments);
         }
     }
 
@@ -274,6 +276,10 @@ impl Running {
             End::Failed(error) => {
                 let details = detail(ResponseStatus::Failed, None, Some(failure(&error)));
                 (ResponseStatus::Failed, details, None, None)
+            }
+            End::Limited => {
+                let error = ErrorBody::invalid("rate_limit_exceeded", "This session has asked for too many responses.");
+                (ResponseStatus::Failed, detail(ResponseStatus::Failed, None, Some(error)), None, None)
             }
         };
         let whole = status == ResponseStatus::Completed;

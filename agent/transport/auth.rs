@@ -15,12 +15,23 @@ use sha2::{Digest, Sha256};
 
 use super::App;
 use super::http::refuse;
+use super::secrets::Secrets;
 use crate::config::Server;
+use crate::engine::Tenant;
 use crate::metrics::count;
-use crate::protocol::openai::ErrorBody;
+use crate::protocol::openai::{ErrorBody, SessionUpdate};
 
 /// How browsers pass a key, which cannot set headers on a WebSocket.
 pub(super) const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
+
+/// What a request may do; the door leaves it with each request as an extension.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Access {
+    /// Each token is a tenant of its own; without tokens there is one.
+    pub(super) tenant: Tenant,
+    /// What sessions begin with that are opened with a client secret.
+    pub(super) session: Option<Arc<SessionUpdate>>,
+}
 
 /// The rules, made once.
 pub(super) struct Guard {
@@ -28,6 +39,7 @@ pub(super) struct Guard {
     tokens: Vec<[u8; 32]>,
     origins: Vec<String>,
     loopback: bool,
+    pub(super) secrets: Secrets,
 }
 
 /// Why a request is turned away.
@@ -44,6 +56,7 @@ impl Guard {
             tokens: server.api_tokens.iter().map(|t| Sha256::digest(t.expose()).into()).collect(),
             origins: server.allowed_origins.iter().map(|o| o.trim_end_matches('/').to_ascii_lowercase()).collect(),
             loopback: address.ip().is_loopback(),
+            secrets: Secrets::default(),
         }
     }
 
@@ -65,23 +78,31 @@ impl Guard {
     }
 
     /// With what: for the API.
-    fn token(&self, headers: &HeaderMap) -> Result<(), Refused> {
-        if self.tokens.is_empty() {
-            return Ok(());
-        }
+    fn token(&self, headers: &HeaderMap) -> Result<Access, Refused> {
         let text = |name| headers.get_all(name).into_iter().filter_map(|v: &header::HeaderValue| v.to_str().ok());
         let bearer = text(header::AUTHORIZATION)
             .filter_map(|v| v.split_once(' '))
             .filter_map(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer").then_some(token.trim()));
         let offered = text(header::SEC_WEBSOCKET_PROTOCOL).flat_map(|v| v.split(','));
         let keys = offered.filter_map(|p| p.trim().strip_prefix(KEY_PROTOCOL));
-        let mut known = false;
+        let mut known = None;
         for token in bearer.chain(keys) {
             let hash: [u8; 32] = Sha256::digest(token).into();
-            known |= self.tokens.contains(&hash);
+            if let Some(access) = self.secrets.find(&hash) {
+                known = Some(access);
+            } else if self.tokens.contains(&hash) {
+                known = Some(Access { tenant: tenant(&hash), session: None });
+            }
         }
-        if known { Ok(()) } else { Err(Refused::Token) }
+        // Where no token is asked for, any will do: clients cannot go without one.
+        known.or_else(|| self.tokens.is_empty().then(Access::default)).ok_or(Refused::Token)
     }
+}
+
+/// A tenant by its token's hash. Two tokens of one server do not meet in 64 bits by chance.
+fn tenant(hash: &[u8; 32]) -> Tenant {
+    let (first, _) = hash.split_first_chunk().expect("32 bytes are at least 8");
+    Tenant(u64::from_le_bytes(*first))
 }
 
 /// `host[:port]` of an origin.
@@ -98,11 +119,17 @@ fn is_loopback(host: &str) -> bool {
 }
 
 /// The layer.
-pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let headers = request.headers();
     let api = request.uri().path().starts_with("/v1/");
-    let verdict = app.guard.place(headers).and_then(|()| if api { app.guard.token(headers) } else { Ok(()) });
-    let Err(refused) = verdict else { return next.run(request).await };
+    let access = if api { app.guard.token(headers) } else { Ok(Access::default()) };
+    let refused = match app.guard.place(headers).and(access) {
+        Ok(access) => {
+            request.extensions_mut().insert(access);
+            return next.run(request).await;
+        }
+        Err(refused) => refused,
+    };
     let (status, code, message) = match refused {
         Refused::Token => {
             count(&app.metrics.refused_auth);
@@ -178,12 +205,14 @@ mod tests {
     #[test]
     fn a_token_comes_as_a_header_or_as_a_subprotocol() {
         let guard = guard("127.0.0.1:8080");
-        assert_eq!(guard.token(&headers(&[("authorization", "bearer right")])), Ok(()));
+        let verdict = |pairs: &[(&'static str, &str)]| guard.token(&headers(pairs)).map(|access| access.tenant);
+        let right = verdict(&[("authorization", "bearer right")]).unwrap();
+        assert_ne!(right, Tenant::default(), "a token is a tenant of its own");
         let protocols = [("sec-websocket-protocol", "realtime, openai-insecure-api-key.right")];
-        assert_eq!(guard.token(&headers(&protocols)), Ok(()));
+        assert_eq!(verdict(&protocols), Ok(right));
         for wrong in ["Bearer wrong", "Bearer ", "right", "Basic right"] {
-            assert_eq!(guard.token(&headers(&[("authorization", wrong)])), Err(Refused::Token), "{wrong}");
+            assert_eq!(verdict(&[("authorization", wrong)]), Err(Refused::Token), "{wrong}");
         }
-        assert_eq!(guard.token(&headers(&[])), Err(Refused::Token));
+        assert_eq!(verdict(&[]), Err(Refused::Token));
     }
 }

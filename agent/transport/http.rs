@@ -10,7 +10,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::{App, assets, auth, websocket};
+use super::{App, assets, auth, secrets, websocket};
 use crate::protocol::openai::ErrorBody;
 
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -20,6 +20,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics))
         .route("/v1/models", get(models))
         .route("/v1/realtime", get(websocket::upgrade))
+        .merge(secrets::routes())
         .fallback(page)
         .layer(from_fn_with_state(app.clone(), auth::check))
         .with_state(app)

@@ -9,14 +9,15 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::App;
+use super::auth::Access;
 use super::websocket::Goodbye;
 use crate::audio::intake::Intake;
 use crate::audio::ring::{Reader, Writer, ring};
 use crate::audio::{AudioError, samples};
-use crate::engine::{Caption, Event, Listening, SessionId, Turn};
+use crate::engine::{self, Event, SessionId, Tenant, Turn};
 use crate::metrics::count;
-use crate::protocol::openai::{ClientEvent, ErrorBody, Incoming, Refusal, parse};
-use crate::session::{Input, Output, Session, TurnId};
+use crate::protocol::openai::{ClientEvent, ErrorBody, Incoming, Kind, Refusal, Settings, parse};
+use crate::session::{Birth, EarId, Input, Output, Session, TurnId};
 
 /// Events that may wait for the session. It takes them in microseconds; a client that sends more at once waits for itself alone.
 const EVENTS: usize = 64;
@@ -38,9 +39,20 @@ pub(super) struct Ears {
     fresh: Vec<f32>,
 }
 
+/// What a session of this kind begins with: the server's settings, and what its key was bound to.
+pub(super) fn settings(app: &App, access: &Access, kind: Kind) -> Settings {
+    let mut settings = Settings { kind, ..Settings::new(&app.config) };
+    if let Some(update) = &access.session {
+        settings.apply(update.as_ref().clone(), &app.config.voice);
+    }
+    settings
+}
+
 /// A new session: its ears, and the task that is to run until they are dropped. Frames are what the client is to be sent.
 pub(super) fn session(
     app: Arc<App>,
+    tenant: Tenant,
+    settings: Settings,
     frames: mpsc::Sender<String>,
 ) -> (Ears, impl Future<Output = Goodbye> + Send + 'static) {
     let (writer, reader) = ring(samples(app.config.limits.ring_seconds));
@@ -48,13 +60,15 @@ pub(super) fn session(
     let (events, queue) = mpsc::channel(EVENTS);
     let ears = Ears {
         app: app.clone(),
-        intake: Intake::new(Default::default()),
+        intake: Intake::new(settings.format),
         ring: writer,
         sound: sound.clone(),
         events,
         fresh: Vec::new(),
     };
-    (ears, run(app, reader, sound, queue, frames))
+    let (id, suffix) = app.next_session();
+    let birth = Birth { id, suffix, tenant, settings };
+    (ears, run(app, birth, reader, sound, queue, frames))
 }
 
 impl Ears {
@@ -146,25 +160,26 @@ struct Task {
     samples: Vec<f32>,
     frames: mpsc::Sender<String>,
     turn: Option<(TurnId, Turn)>,
-    listening: Option<Listening>,
+    listening: engine::ears::Ears<EarId>,
 }
 
 async fn run(
     app: Arc<App>,
+    birth: Birth,
     ring: Reader,
     sound: Arc<Notify>,
     mut events: mpsc::Receiver<Marked>,
     frames: mpsc::Sender<String>,
 ) -> Goodbye {
-    let (id, suffix) = app.next_session();
     count(&app.metrics.sessions);
     app.metrics.sessions_active.fetch_add(1, Relaxed);
-    let _presence = Presence { app: app.clone(), id };
+    let _presence = Presence { app: app.clone(), id: birth.id };
     let born = Instant::now();
-    let session = Session::new(id, suffix, app.engine.model(), app.config.clone(), born.elapsed());
+    let session = Session::new(birth, app.engine.model(), app.config.clone(), born.elapsed());
     tracing::info!(session = session.name(), "session begins");
     let mut ending = app.ending.clone();
-    let mut task = Task { app, session, born, ring, samples: Vec::new(), frames, turn: None, listening: None };
+    let mut task =
+        Task { app, session, born, ring, samples: Vec::new(), frames, turn: None, listening: Default::default() };
     let goodbye = loop {
         if let Err(goodbye) = task.obey() {
             break goodbye;
@@ -176,12 +191,9 @@ async fn run(
                 None => break Goodbye::new(close_code::NORMAL, ""),
             },
             (turn, event) = next(&mut task.turn) => task.engine(turn, event),
-            caption = caption(&mut task.listening) => match caption {
-                Some(caption) => task.input(Input::Caption(caption)),
-                None => {
-                    task.listening = None;
-                    task.input(Input::CaptionsEnded);
-                }
+            (ear, caption) = task.listening.next() => match caption {
+                Some(caption) => task.input(Input::Caption(ear, caption)),
+                None => task.input(Input::CaptionsEnded(ear)),
             },
             () = sound.notified() => {
                 // Events that were sent between two stretches of sound are obeyed between them: all that were sent before `heard` are queued by now.
@@ -206,14 +218,6 @@ async fn run(
 async fn next(turn: &mut Option<(TurnId, Turn)>) -> (TurnId, Option<Event>) {
     match turn {
         Some((id, turn)) => (*id, turn.next().await),
-        None => std::future::pending().await,
-    }
-}
-
-/// The open ear's next caption; for ever when there is none.
-async fn caption(listening: &mut Option<Listening>) -> Option<Caption> {
-    match listening {
-        Some(listening) => listening.next().await,
         None => std::future::pending().await,
     }
 }
@@ -281,19 +285,17 @@ impl Task {
                         count(&self.app.metrics.turns_cancelled);
                     }
                 }
-                Output::Listen(listen) => {
-                    self.listening =
-                        self.app.engine.listen(*listen).inspect_err(|e| tracing::debug!(%e, "no ear")).ok();
+                Output::Listen(ear, listen) => {
+                    let opened = self.app.engine.listen(*listen).inspect_err(|e| tracing::debug!(%e, "no ear"));
+                    self.listening.open(ear, opened.ok());
                 }
-                Output::Hear(samples) => {
-                    // What finds no room closes the ear; the turn brings it all again.
-                    self.listening.take_if(|listening| listening.push(&samples) > 0);
+                Output::Hear(samples) => self.listening.hear(&samples),
+                Output::EndOfSound(ear) => {
+                    if !self.listening.finish() {
+                        self.input(Input::CaptionsEnded(ear));
+                    }
                 }
-                Output::EndOfSound => match &self.listening {
-                    Some(listening) => listening.finish(),
-                    None => self.input(Input::CaptionsEnded),
-                },
-                Output::Unlisten => self.listening = None,
+                Output::Unlisten => self.listening.close(),
                 Output::CloseIdle => return Err(Goodbye::new(close_code::NORMAL, "nothing was heard from you")),
             }
         }

@@ -4,6 +4,7 @@ mod assets;
 mod auth;
 mod http;
 mod listen;
+mod secrets;
 mod websocket;
 
 use std::io;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
@@ -23,10 +23,12 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
+use super::auth::Access;
 use super::http::refuse;
 use super::{App, listen};
+use crate::engine::Tenant;
 use crate::metrics::count;
-use crate::protocol::openai::ErrorBody;
+use crate::protocol::openai::{ErrorBody, Kind, Settings};
 
 /// A ping each, so that proxies keep the connection and a vanished peer is noticed.
 const PING: Duration = Duration::from_secs(20);
@@ -57,6 +59,7 @@ impl Goodbye {
 
 pub(super) async fn upgrade(
     State(app): State<Arc<App>>,
+    Extension(access): Extension<Access>,
     Query(params): Query<Params>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
@@ -67,10 +70,16 @@ pub(super) async fn upgrade(
                 .into_response();
         }
     };
-    if params.intent.is_some_and(|intent| intent != "conversation") {
-        let error = ErrorBody::invalid("invalid_value", "Sessions without an intent are served here.").at("intent");
-        return refuse(StatusCode::BAD_REQUEST, &error).into_response();
-    }
+    let kind = match params.intent.as_deref() {
+        None | Some("conversation") => Kind::Realtime,
+        Some("transcription") => Kind::Transcription,
+        Some(_) => {
+            let error =
+                ErrorBody::invalid("invalid_value", "An intent is `conversation` or `transcription`.").at("intent");
+            return refuse(StatusCode::BAD_REQUEST, &error).into_response();
+        }
+    };
+    let settings = listen::settings(&app, &access, kind);
     if *app.ending.borrow() {
         let error = ErrorBody::server("draining", "The server is ending.");
         return refuse(StatusCode::SERVICE_UNAVAILABLE, &error).into_response();
@@ -88,17 +97,17 @@ pub(super) async fn upgrade(
         .max_message_size(most)
         .max_frame_size(most)
         .on_upgrade(async move |socket| {
-            connection(socket, app).await;
+            connection(socket, app, access.tenant, settings).await;
             drop(place);
         })
         .into_response()
 }
 
-async fn connection(socket: WebSocket, app: Arc<App>) {
+async fn connection(socket: WebSocket, app: Arc<App>, tenant: Tenant, settings: Settings) {
     let (sink, mut stream) = socket.split();
     let (frames, queue) = mpsc::channel(app.config.limits.send_queue);
     let (hang_up, hung_up) = oneshot::channel();
-    let (ears, session) = listen::session(app.clone(), frames);
+    let (ears, session) = listen::session(app.clone(), tenant, settings, frames);
     let writer = tokio::spawn(write(sink, queue, hung_up));
     let mut session = tokio::spawn(session);
     let goodbye = tokio::select! {

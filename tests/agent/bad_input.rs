@@ -34,7 +34,11 @@ async fn wrong_values_are_named() {
     let input = |input| session(json!({"audio": {"input": input}}));
     for (event, param) in [
         (json!({"type": "session.update"}), "."),
-        (session(json!({"type": "transcription"})), "session.type"),
+        (session(json!({"type": "dream"})), "session.type"),
+        (session(json!({"tool_choice": "perhaps"})), "session.tool_choice"),
+        (session(json!({"tools": [{"type": "mcp", "server_label": "x"}]})), "session.tools[0].type"),
+        (session(json!({"tools": [{"type": "function", "name": "no spaces"}]})), "session.tools[0].name"),
+        (input(json!({"transcription": {"prompt": "x".repeat(20_000)}})), "session.audio.input.transcription"),
         (session(json!({"turn_detection": null})), "session.turn_detection"),
         (session(json!({"max_output_tokens": -1})), "session.max_output_tokens"),
         (session(json!({"reasoning": {"effort": "heroic"}})), "session.reasoning.effort"),

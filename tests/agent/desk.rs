@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hearken::config::Config;
-use hearken::engine::{Caption, Content, Event, Finish, Item, Listen, Request, SessionId, Timings, Usage};
-use hearken::protocol::openai::{Incoming, parse};
-use hearken::session::{Input, Output, Session, TurnId};
+use hearken::engine::{Caption, Content, Event, Finish, Item, Listen, Request, SessionId, Tenant, Timings, Usage};
+use hearken::protocol::openai::{Incoming, Settings, parse};
+use hearken::session::{Birth, EarId, Input, Output, Session, TurnId};
 use serde_json::Value;
 
 /// A session and all that it did.
@@ -22,6 +22,7 @@ pub struct Desk {
 
 /// An ear as the session opened it, and what it did with it.
 pub struct OpenEar {
+    pub id: EarId,
     pub listen: Listen,
     pub heard: Vec<f32>,
     /// No more sound will come.
@@ -32,7 +33,14 @@ pub struct OpenEar {
 
 impl Desk {
     pub fn new(config: Config) -> Self {
-        let session = Session::new(SessionId(1), "t".into(), "m", Arc::new(config), Duration::ZERO);
+        let settings = Settings::new(&config);
+        Self::begin(config, settings)
+    }
+
+    /// A session that begins with these settings.
+    pub fn begin(config: Config, settings: Settings) -> Self {
+        let birth = Birth { id: SessionId(1), suffix: "t".into(), tenant: Tenant::default(), settings };
+        let session = Session::new(birth, "m", Arc::new(config), Duration::ZERO);
         let mut this = Self {
             session,
             now: Duration::ZERO,
@@ -55,15 +63,19 @@ impl Desk {
                 }
                 Output::Start(turn, request) => self.started.push((turn, *request)),
                 Output::Cancel(turn) => self.cancelled.push(turn),
-                Output::Listen(listen) => {
-                    self.ears.push(OpenEar { listen: *listen, heard: vec![], ended: false, dropped: false });
+                Output::Listen(id, listen) => {
+                    self.ears.push(OpenEar { id, listen: *listen, heard: vec![], ended: false, dropped: false });
                 }
                 Output::Hear(samples) => {
                     let ear = self.ears.last_mut().expect("an ear is opened before it hears");
                     assert!(!ear.ended && !ear.dropped && !samples.is_empty());
                     ear.heard.extend(samples);
                 }
-                Output::EndOfSound => self.ears.last_mut().unwrap().ended = true,
+                Output::EndOfSound(id) => {
+                    let ear = self.ears.last_mut().unwrap();
+                    assert_eq!(ear.id, id);
+                    ear.ended = true;
+                }
                 Output::Unlisten => self.ears.last_mut().unwrap().dropped = true,
                 Output::CloseIdle => self.closed = true,
             }
@@ -92,12 +104,23 @@ impl Desk {
 
     pub fn caption(&mut self, committed: &str, tentative: &str) {
         let caption = Caption { committed: committed.into(), tentative: tentative.into(), is_last: false };
-        self.give(Input::Caption(caption));
+        self.give(Input::Caption(self.ears.last().unwrap().id, caption));
+    }
+
+    /// All that the `ear`-th ear still has to say.
+    pub fn last_caption_of(&mut self, ear: usize, committed: &str) {
+        let caption = Caption { committed: committed.into(), is_last: true, ..Caption::default() };
+        let id = self.ears[ear].id;
+        self.give(Input::Caption(id, caption));
+        self.give(Input::CaptionsEnded(id));
+    }
+
+    pub fn captions_ended(&mut self) {
+        self.give(Input::CaptionsEnded(self.ears.last().unwrap().id));
     }
 
     pub fn last_caption(&mut self, committed: &str) {
-        let caption = Caption { committed: committed.into(), is_last: true, ..Caption::default() };
-        self.give(Input::Caption(caption));
+        self.last_caption_of(self.ears.len() - 1, committed);
     }
 
     pub fn done(&mut self) {

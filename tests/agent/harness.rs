@@ -49,7 +49,14 @@ impl Asked {
 }
 
 pub fn done() -> Event {
-    let usage = Usage { text_tokens: 7, sound_tokens: 5, cached_tokens: 3, reasoning_tokens: 2, reply_tokens: 4 };
+    let usage = Usage {
+        text_tokens: 7,
+        sound_tokens: 5,
+        cached_tokens: 3,
+        cached_sound_tokens: 1,
+        reasoning_tokens: 2,
+        reply_tokens: 4,
+    };
     let timings = Timings { prefill: Duration::from_micros(1500), ..Timings::default() };
     Event::Done { finish: Finish::Stop, usage, timings }
 }
@@ -174,7 +181,11 @@ impl Server {
     }
 
     pub async fn connect_with(&self, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
-        let mut request = format!("ws://{}/v1/realtime?model=any", self.address).into_client_request()?;
+        self.connect_to("model=any", headers).await
+    }
+
+    pub async fn connect_to(&self, query: &str, headers: &[(&'static str, &str)]) -> Result<Client, Error> {
+        let mut request = format!("ws://{}/v1/realtime?{query}", self.address).into_client_request()?;
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
@@ -185,10 +196,22 @@ impl Server {
 
     /// A plain HTTP/1.1 GET: status, whole head in lower case, body.
     pub async fn get(&self, path: &str, headers: &str) -> (u16, String, String) {
+        self.request("GET", path, headers, "").await
+    }
+
+    /// A POST of JSON, and the JSON that answers it.
+    pub async fn post(&self, path: &str, headers: &str, body: Value) -> (u16, Value) {
+        let body = body.to_string();
+        let headers = format!("{headers}Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+        let (status, _, answer) = self.request("POST", path, &headers, &body).await;
+        (status, serde_json::from_str(&answer).unwrap())
+    }
+
+    async fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String, String) {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let host = if headers.to_lowercase().contains("host:") { String::new() } else { "Host: localhost\r\n".into() };
-        let request = format!("GET {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n{body}");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         soon("the answer", stream.read_to_string(&mut text)).await.unwrap();

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use hearken::config::Config;
 use hearken::engine::{Content, Event, Item, Pace, Request, Role};
-use hearken::session::Input;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -179,7 +178,6 @@ fn a_turn_that_nobody_answers_has_its_words_from_the_ear() {
     desk.caption("All of", "");
     assert!(desk.all(WORDS).is_empty());
     desk.last_caption(" it.");
-    desk.give(Input::CaptionsEnded);
     assert_eq!(desk.all(WORDS).len(), 1);
     assert_eq!(desk.all(WORDS)[0]["transcript"], "All of it.");
     let id = desk.all("input_audio_buffer.committed")[0]["item_id"].clone();
@@ -198,7 +196,7 @@ fn words_are_told_once() {
         desk.client(json!({"type": "input_audio_buffer.commit"}));
         desk.client(json!({"type": "response.create"}));
         if ear_ends_early {
-            desk.give(Input::CaptionsEnded);
+            desk.captions_ended();
         }
         desk.caption("All", "");
         if ear_first {
@@ -208,7 +206,7 @@ fn words_are_told_once() {
         if !ear_first && !ear_ends_early {
             desk.last_caption(" of it.");
         }
-        desk.give(Input::CaptionsEnded);
+        desk.captions_ended();
         desk.done();
         let told: Vec<_> = desk.all(WORDS).iter().map(|event| event["transcript"].clone()).collect();
         assert_eq!(told, ["All of it."], "{ear_first} {ear_ends_early}");
@@ -224,7 +222,7 @@ fn a_turn_whose_ear_is_lost_says_so_when_nobody_answers_it() {
     desk.client(json!({"type": "session.update", "session": {"audio": {"input": {"turn_detection": turns}}}}));
     hear_in_packets(&mut desk, &noise_f32(2.3, |t| (0.5..1.5).contains(&t) && syllables(t)));
     desk.caption("All", "");
-    desk.give(Input::CaptionsEnded);
+    desk.captions_ended();
     assert!(desk.all(WORDS).is_empty());
     let failed = desk.all("conversation.item.input_audio_transcription.failed");
     assert_eq!((failed.len(), &failed[0]["error"]["code"]), (1, &json!("transcription_failed")));

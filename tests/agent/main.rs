@@ -15,6 +15,7 @@ mod files;
 mod harness;
 mod interruption;
 mod listening;
+mod realtime;
 mod session;
 mod spoken_turn;
 mod text_turn;

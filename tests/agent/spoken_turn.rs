@@ -42,7 +42,7 @@ async fn speech_is_found_committed_and_answered() {
     let committed = client.expect_all(&COMMITTED).await;
     assert_eq!(started["item_id"], committed[1]["item"]["id"]);
     assert_eq!(committed[1]["item"]["content"], json!([{"type": "input_audio", "transcript": null}]));
-    assert!(committed[0].get("previous_item_id").is_none());
+    assert_eq!(committed[0].get("previous_item_id"), Some(&json!(null)), "nothing stands before it");
     client.expect("response.created").await;
     let asked = server.asked().await;
     let length = (ms(&stopped, "audio_end_ms") - ms(&started, "audio_start_ms")) as usize * 16;

@@ -56,7 +56,11 @@ async fn a_text_turn_comes_in_the_documented_order() {
         (&usage["total_tokens"], &usage["input_tokens"], &usage["output_tokens"]),
         (&json!(18), &json!(12), &json!(6))
     );
-    assert_eq!(usage["input_token_details"], json!({"text_tokens": 7, "audio_tokens": 5, "cached_tokens": 3}));
+    assert_eq!(
+        usage["input_token_details"],
+        json!({"text_tokens": 7, "audio_tokens": 5, "cached_tokens": 3,
+               "cached_tokens_details": {"text_tokens": 2, "audio_tokens": 1}})
+    );
 
     // The next turn has it in its conversation, and the chain of items is right.
     client.say("And?").await;
@@ -191,7 +195,7 @@ async fn items_are_put_in_order_shown_and_deleted() {
         }
         client.send(event).await;
         let added = client.expect("conversation.item.added").await;
-        assert_eq!(added.get("previous_item_id").and_then(|v| v.as_str()), before, "{id}");
+        assert_eq!(added.get("previous_item_id"), Some(&json!(before)), "{id}: null is the beginning");
         client.expect("conversation.item.done").await;
     }
     client.send(json!({"type": "conversation.item.retrieve", "item_id": "ab"})).await;

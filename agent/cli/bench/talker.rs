@@ -9,9 +9,10 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::audio::vad::{FRAME, detector};
 use crate::audio::{RATE, file};
 use crate::config::Config;
-use crate::engine::{Engine, Event, Listening, SessionId, Timings, Turn, Usage};
-use crate::protocol::openai::{Incoming, ServerEvent};
-use crate::session::{Input, Output, Session, TurnId};
+use crate::engine::ears::Ears;
+use crate::engine::{Engine, Event, SessionId, Tenant, Timings, Turn, Usage};
+use crate::protocol::openai::{Incoming, ServerEvent, Settings};
+use crate::session::{Birth, EarId, Input, Output, Session, TurnId};
 
 /// Samples of one packet: 20 ms.
 const PACKET: usize = RATE as usize / 50;
@@ -43,7 +44,7 @@ pub(super) struct Talker<'a> {
     session: Session,
     born: Instant,
     turn: Option<(TurnId, Turn)>,
-    listening: Option<Listening>,
+    listening: Ears<EarId>,
     pub(super) marks: Marks,
     /// How much faster than it was spoken the beginning of a long turn is told: an engine that keeps up is at the same point in the end.
     haste: u32,
@@ -61,14 +62,16 @@ impl Drop for Talker<'_> {
 impl<'a> Talker<'a> {
     pub(super) fn new(engine: &'a dyn Engine, config: &Arc<Config>, id: u64, haste: u32) -> Self {
         let id = SessionId(id);
-        let session = Session::new(id, format!("bench{}", id.0), engine.model(), config.clone(), Duration::ZERO);
+        let birth =
+            Birth { id, suffix: format!("bench{}", id.0), tenant: Tenant::default(), settings: Settings::new(config) };
+        let session = Session::new(birth, engine.model(), config.clone(), Duration::ZERO);
         let mut this = Self {
             engine,
             id,
             session,
             born: Instant::now(),
             turn: None,
-            listening: None,
+            listening: Ears::default(),
             marks: Marks::default(),
             haste,
             items: Vec::new(),
@@ -133,12 +136,9 @@ impl<'a> Talker<'a> {
     async fn next(&mut self) {
         tokio::select! {
             (id, event) = next_event(&mut self.turn) => self.engine(id, event),
-            caption = next_caption(&mut self.listening) => match caption {
-                Some(caption) => self.input(Input::Caption(caption)),
-                None => {
-                    self.listening = None;
-                    self.input(Input::CaptionsEnded);
-                }
+            (ear, caption) = self.listening.next() => match caption {
+                Some(caption) => self.input(Input::Caption(ear, caption)),
+                None => self.input(Input::CaptionsEnded(ear)),
             },
         }
     }
@@ -183,13 +183,14 @@ impl<'a> Talker<'a> {
                     }
                 }
                 Output::Cancel(id) => drop(self.turn.take_if(|(running, _)| *running == id)),
-                Output::Listen(listen) => self.listening = self.engine.listen(*listen).ok(),
-                Output::Hear(samples) => drop(self.listening.take_if(|ear| ear.push(&samples) > 0)),
-                Output::EndOfSound => match &self.listening {
-                    Some(listening) => listening.finish(),
-                    None => self.input(Input::CaptionsEnded),
-                },
-                Output::Unlisten => self.listening = None,
+                Output::Listen(ear, listen) => self.listening.open(ear, self.engine.listen(*listen).ok()),
+                Output::Hear(samples) => self.listening.hear(&samples),
+                Output::EndOfSound(ear) => {
+                    if !self.listening.finish() {
+                        self.input(Input::CaptionsEnded(ear));
+                    }
+                }
+                Output::Unlisten => self.listening.close(),
                 Output::CloseIdle => {}
             }
         }
@@ -199,13 +200,6 @@ impl<'a> Talker<'a> {
 async fn next_event(turn: &mut Option<(TurnId, Turn)>) -> (TurnId, Option<Event>) {
     match turn {
         Some((id, turn)) => (*id, turn.next().await),
-        None => std::future::pending().await,
-    }
-}
-
-async fn next_caption(listening: &mut Option<Listening>) -> Option<crate::engine::Caption> {
-    match listening {
-        Some(listening) => listening.next().await,
         None => std::future::pending().await,
     }
 }

@@ -160,11 +160,13 @@ impl Live {
     ) -> Self {
         let Job { request, events, cancel, since } = job;
         let begun = Instant::now();
-        let sound_tokens = plan.units.iter().filter(|u| matches!(u, Unit::Sound(..))).count();
+        let sounds = |units: &[Unit]| units.iter().filter(|u| matches!(u, Unit::Sound(..))).count();
+        let sound_tokens = sounds(&plan.units);
         let usage = Usage {
             sound_tokens,
             text_tokens: plan.units.len() - sound_tokens,
             cached_tokens: kept,
+            cached_sound_tokens: sounds(&plan.units[..kept]),
             ..Usage::default()
         };
         let read = |name: &Unit| memory.words(*name).map(str::to_owned);

@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::settings::{MaxTokens, Reasoning};
-use super::{ErrorBody, Refusal, SessionUpdate};
+use super::tools::check_tools;
+use super::{ErrorBody, Refusal, SessionUpdate, ToolChoice};
 use crate::config::Effort;
 
 /// Padding is often forgotten and never needed.
@@ -60,6 +61,8 @@ pub enum ClientEvent {
     ResponseCreate(Box<ResponseParams>),
     /// `response.cancel`, of this response or of whichever runs.
     ResponseCancel(Option<String>),
+    /// `output_audio_buffer.clear`: there is no output sound, so it is empty already.
+    OutputClear,
 }
 
 /// An item as a client writes it.
@@ -115,8 +118,8 @@ pub struct ResponseParams {
     pub instructions: Option<String>,
     /// Instead of the session's tools.
     pub tools: Option<Vec<Value>>,
-    /// `none` hides the tools.
-    pub tool_choice: Option<Value>,
+    /// Instead of the session's choice.
+    pub tool_choice: Option<ToolChoice>,
     /// Instead of the session's limit.
     pub max_output_tokens: Option<MaxTokens>,
     /// Instead of the session's effort.
@@ -181,12 +184,23 @@ fn event(value: Value) -> Result<ClientEvent, Refusal> {
         }
         "response.create" => ClientEvent::ResponseCreate(Box::new(typed::<ResponseWire>(value)?.params()?)),
         "response.cancel" => ClientEvent::ResponseCancel(typed::<CancelWire>(value)?.response_id),
+        "output_audio_buffer.clear" => ClientEvent::OutputClear,
         unknown => {
             // The name comes from outside: do not echo a megabyte of it.
             let shown: String = unknown.chars().take(64).collect();
             return Err(ErrorBody::invalid("invalid_value", format!("There is no client event `{shown}`.")).at("type"));
         }
     })
+}
+
+/// Reads a session's settings as `session.update` has them, from elsewhere: a client secret's, a call's.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_session(value: Value) -> Result<SessionUpdate, Refusal> {
+    let update: SessionUpdate = typed(value)?;
+    update.check()?;
+    Ok(update)
 }
 
 fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
@@ -316,7 +330,7 @@ struct ResponseWire {
 struct ParamsWire {
     instructions: Option<String>,
     tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
+    tool_choice: Option<ToolChoice>,
     max_output_tokens: Option<MaxTokens>,
     reasoning: Option<Reasoning>,
     metadata: Option<Map<String, Value>>,
@@ -327,6 +341,9 @@ struct ParamsWire {
 impl ResponseWire {
     fn params(self) -> Result<ResponseParams, Refusal> {
         let wire = self.response.unwrap_or_default();
+        if let Some(tools) = &wire.tools {
+            check_tools(tools, "response.tools")?;
+        }
         let input = |(i, item): (usize, ItemWire)| match (item.kind.as_str(), &item.id) {
             ("item_reference", Some(id)) => Ok(InputItem::Reference(id.clone())),
             _ => item.item(&format!("response.input[{i}]")).map(InputItem::New),

@@ -2,7 +2,7 @@
 //!
 //! # What a client may send
 //! `session.update`, `input_audio_buffer.append|commit|clear`, `conversation.item.create|retrieve|truncate|delete`,
-//! `response.create|cancel`. Anything else, and anything malformed, is answered with `error` and the connection stays. A refused
+//! `response.create|cancel`, `output_audio_buffer.clear` (there is no output sound: nothing comes of it). Anything else, and anything malformed, is answered with `error` and the connection stays. A refused
 //! event changes nothing.
 //!
 //! # What it gets
@@ -13,8 +13,14 @@
 //! `response.output_text.delta`*, `response.output_text.done`, `response.content_part.done`, `response.output_item.done`,
 //! `conversation.item.done`, `response.done` with usage. A call of a function takes an output item of its own:
 //! `response.output_item.added`, `conversation.item.added`, `response.function_call_arguments.delta`, `….done`,
-//! `response.output_item.done`, `conversation.item.done`. Fields without a value are left out, except a user part's
-//! `"transcript": null`, `"turn_detection": null`, `"transcription": null` and `"status_details": null`, which say something.
+//! `response.output_item.done`, `conversation.item.done`. Fields without a value are left out, except where `null` says something: a user
+//! part's `transcript`, `previous_item_id` (the beginning), `status_details`, and of the session what is off.
+//!
+//! `rate_limits.updated` follows `response.created` where the server sets a limit (`limits.responses_per_minute`), and
+//! `input_audio_buffer.timeout_triggered` a long silence where an `idle_timeout_ms` holds. `….input_audio_transcription.segment` comes before
+//! `….completed` where the model asked for in `audio.input.transcription` has `diarize` in its name.
+//!
+//! `/v1/realtime?intent=transcription`, or the session type `transcription`, is a session that tells the words it hears and answers nothing.
 //!
 //! Replies are text: a wish for spoken output is answered with `"output_modalities": ["text"]`, and a voice's name is accepted
 //! and without effect. `semantic_vad` is accepted too: its eagerness sets how long a silence must last.
@@ -40,15 +46,19 @@ mod client;
 mod item;
 mod server;
 mod settings;
+mod tools;
+mod turns;
 
-pub use client::{ClientEvent, Incoming, InputItem, NewItem, NewKind, NewPart, ResponseParams, parse};
+pub use client::{ClientEvent, Incoming, InputItem, NewItem, NewKind, NewPart, ResponseParams, parse, parse_session};
 pub use item::{Item, ItemKind, Object, Part, Status};
 pub use server::{
-    BufferedText, ErrorBody, Place, Response, ResponseStatus, Seconds, ServerEvent, StatusDetails, TimingsMs,
-    TokenDetails, Usage,
+    BufferedText, CachedDetails, ErrorBody, Place, RateLimit, Response, ResponseStatus, Seconds, ServerEvent,
+    StatusDetails, TimingsMs, TokenDetails, Usage,
 };
-pub(crate) use settings::tools_json;
-pub use settings::{MaxTokens, SessionUpdate, Settings, TurnDetection};
+pub use settings::{Kind, MaxTokens, SessionUpdate, Settings};
+pub use tools::ToolChoice;
+pub(crate) use tools::tools_json;
+pub use turns::TurnDetection;
 
 /// An event that is refused: the `error` object that its client is sent.
 pub type Refusal = ErrorBody;

@@ -18,7 +18,7 @@ pub enum ServerEvent {
     SessionUpdated { session: Value },
     #[serde(rename = "input_audio_buffer.committed")]
     Committed {
-        #[serde(skip_serializing_if = "Option::is_none")]
+        /// `null` is the beginning of the conversation.
         previous_item_id: Option<String>,
         item_id: String,
     },
@@ -32,13 +32,13 @@ pub enum ServerEvent {
     TimeoutTriggered { audio_start_ms: u64, audio_end_ms: u64, item_id: String },
     #[serde(rename = "conversation.item.added")]
     ItemAdded {
-        #[serde(skip_serializing_if = "Option::is_none")]
+        /// `null` is the beginning of the conversation.
         previous_item_id: Option<String>,
         item: Item,
     },
     #[serde(rename = "conversation.item.done")]
     ItemDone {
-        #[serde(skip_serializing_if = "Option::is_none")]
+        /// `null` is the beginning of the conversation.
         previous_item_id: Option<String>,
         item: Item,
     },
@@ -54,6 +54,8 @@ pub enum ServerEvent {
     TranscriptDelta { item_id: String, content_index: usize, delta: String },
     #[serde(rename = "conversation.item.input_audio_transcription.failed")]
     TranscriptionFailed { item_id: String, content_index: usize, error: ErrorBody },
+    #[serde(rename = "conversation.item.input_audio_transcription.segment")]
+    Segment { item_id: String, content_index: usize, id: String, text: String, speaker: String, start: f64, end: f64 },
     /// Ours: what seems to follow the deltas; the next one replaces it.
     #[serde(rename = "hearken.input_audio_transcription.tentative")]
     Tentative { item_id: String, content_index: usize, text: String },
@@ -61,6 +63,8 @@ pub enum ServerEvent {
     ResponseCreated { response: Response },
     #[serde(rename = "response.done")]
     ResponseDone { response: Response },
+    #[serde(rename = "rate_limits.updated")]
+    RateLimits { rate_limits: [RateLimit; 1] },
     #[serde(rename = "response.output_item.added")]
     OutputItemAdded { response_id: String, output_index: usize, item: Item },
     #[serde(rename = "response.output_item.done")]
@@ -166,6 +170,19 @@ impl Serialize for Seconds {
         map.serialize_entry("seconds", &self.0)?;
         map.end()
     }
+}
+
+/// How many requests are left.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RateLimit {
+    /// Always `requests`.
+    pub name: &'static str,
+    /// The most there can be.
+    pub limit: u32,
+    /// How many there are.
+    pub remaining: u32,
+    /// Until there are as many as there can be.
+    pub reset_seconds: f64,
 }
 
 /// The `error` object.
@@ -291,9 +308,21 @@ pub struct TokenDetails {
     /// Of both, found in the cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached_tokens: Option<usize>,
+    /// Of those, how many of each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached_tokens_details: Option<CachedDetails>,
     /// Of the text, reasoning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_tokens: Option<usize>,
+}
+
+/// What cached tokens were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct CachedDetails {
+    /// Text.
+    pub text_tokens: usize,
+    /// Sound.
+    pub audio_tokens: usize,
 }
 
 impl From<crate::engine::Usage> for Usage {
@@ -307,12 +336,17 @@ impl From<crate::engine::Usage> for Usage {
                 text_tokens: u.text_tokens,
                 audio_tokens: u.sound_tokens,
                 cached_tokens: Some(u.cached_tokens),
+                cached_tokens_details: Some(CachedDetails {
+                    text_tokens: u.cached_tokens - u.cached_sound_tokens.min(u.cached_tokens),
+                    audio_tokens: u.cached_sound_tokens,
+                }),
                 reasoning_tokens: None,
             },
             output_token_details: TokenDetails {
                 text_tokens: output,
                 audio_tokens: 0,
                 cached_tokens: None,
+                cached_tokens_details: None,
                 reasoning_tokens: Some(u.reasoning_tokens),
             },
         }

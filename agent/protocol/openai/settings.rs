@@ -3,12 +3,16 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{ErrorBody, Refusal};
+use super::tools::check_tools;
+use super::turns::{TurnDetection, TurnWire, off_or_wire};
+use super::{ErrorBody, Refusal, ToolChoice};
 use crate::audio::intake::Format;
 use crate::config::{Config, Effort, Voice};
 
 /// Instructions and tools go before every conversation; these many bytes are more than any model holds.
 const MOST_TEXT: usize = 1 << 20;
+/// What a client says of its transcription is shown back to it.
+const MOST_HINTS: usize = 1 << 14;
 
 /// A limit of written tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,15 +60,26 @@ pub(super) struct Reasoning {
     pub(super) effort: Option<Effort>,
 }
 
-/// `session.update`: absent means unchanged; for the three that can be switched off, `null` means off.
+/// What a session is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A conversation.
+    #[default]
+    Realtime,
+    /// Captions alone: nothing is answered.
+    Transcription,
+}
+
+/// `session.update`: absent means unchanged; for the two that can be switched off, `null` means off.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct SessionUpdate {
     #[serde(rename = "type")]
-    kind: Option<String>,
+    kind: Option<Kind>,
     instructions: Option<String>,
     tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
+    tool_choice: Option<ToolChoice>,
     max_output_tokens: Option<MaxTokens>,
     reasoning: Option<Reasoning>,
     include: Option<Vec<String>>,
@@ -87,7 +102,7 @@ struct InputUpdate {
     format: Option<FormatWire>,
     #[serde(deserialize_with = "nullable")]
     transcription: Option<Option<Map<String, Value>>>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "off_or_wire")]
     turn_detection: Option<Option<TurnWire>>,
 }
 
@@ -102,34 +117,6 @@ enum FormatWire {
     Alaw,
     #[serde(rename = "audio/opus")]
     Opus,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Eagerness {
-    Low,
-    Medium,
-    High,
-    #[default]
-    Auto,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum TurnWire {
-    ServerVad {
-        threshold: Option<f32>,
-        prefix_padding_ms: Option<u32>,
-        silence_duration_ms: Option<u32>,
-        idle_timeout_ms: Option<u32>,
-        create_response: Option<bool>,
-        interrupt_response: Option<bool>,
-    },
-    SemanticVad {
-        eagerness: Option<Eagerness>,
-        create_response: Option<bool>,
-        interrupt_response: Option<bool>,
-    },
 }
 
 /// Tells `null` (the inner `None`) from absence (the outer one, by `default`).
@@ -152,15 +139,19 @@ impl SessionUpdate {
     /// Whether it can be obeyed. After this, it is obeyed whole.
     pub(super) fn check(&self) -> Result<(), Refusal> {
         let bad = |param: &str, message: &str| Err(ErrorBody::invalid("invalid_value", message).at(param));
-        if self.kind.as_deref().is_some_and(|kind| kind != "realtime") {
-            return bad("session.type", "Sessions of type `realtime` are served here.");
-        }
-        let tools = self.tools.as_ref().map_or(0, |tools| tools_json(tools, &Value::Null).len());
+        let tools = match &self.tools {
+            Some(tools) => check_tools(tools, "session.tools")?,
+            None => 0,
+        };
         if self.instructions.as_ref().map_or(0, String::len) + tools > MOST_TEXT {
             return bad("session.instructions", "Instructions and tools together have at most 1 MiB.");
         }
         if self.include.as_ref().is_some_and(|i| i.len() > 32 || i.iter().any(|s| s.len() > 128)) {
             return bad("session.include", "At most 32 short names are included.");
+        }
+        let transcription = self.audio.as_ref().and_then(|a| a.input.as_ref()?.transcription.as_ref()?.as_ref());
+        if transcription.is_some_and(|t| Value::from(t.clone()).to_string().len() > MOST_HINTS) {
+            return bad("session.audio.input.transcription", "Hints for the transcription have at most 16 KiB.");
         }
         const BETA: [&str; 7] = [
             "modalities",
@@ -182,128 +173,24 @@ impl SessionUpdate {
             return bad("session.audio.input.format.rate", message);
         }
         let turn = self.audio.as_ref().and_then(|a| a.input.as_ref()).and_then(|i| i.turn_detection.as_ref());
-        if let Some(Some(TurnWire::ServerVad {
-            threshold,
-            prefix_padding_ms,
-            silence_duration_ms,
-            idle_timeout_ms,
-            ..
-        })) = turn
-        {
-            let at = |field: &str| format!("session.audio.input.turn_detection.{field}");
-            if threshold.is_some_and(|t| !(0.0..=1.0).contains(&t)) {
-                return bad(&at("threshold"), "A threshold is between 0 and 1.");
-            }
-            if prefix_padding_ms.is_some_and(|ms| ms > 5_000) {
-                return bad(&at("prefix_padding_ms"), "At most 5000 ms are kept from before the speech.");
-            }
-            if silence_duration_ms.is_some_and(|ms| !(50..=20_000).contains(&ms)) {
-                return bad(&at("silence_duration_ms"), "A silence lasts 50 to 20000 ms.");
-            }
-            if idle_timeout_ms.is_some_and(|ms| !(1_000..=600_000).contains(&ms)) {
-                return bad(&at("idle_timeout_ms"), "An idle timeout lasts 1000 to 600000 ms.");
-            }
+        if let Some(Some(turn)) = turn {
+            turn.check()?;
         }
         Ok(())
-    }
-}
-
-/// How turns are found.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TurnDetection {
-    /// See [`Voice`].
-    pub threshold: f32,
-    /// See [`Voice`].
-    pub prefix_padding_ms: u32,
-    /// See [`Voice`].
-    pub silence_duration_ms: u32,
-    /// See [`Voice`]; `None` is never.
-    pub idle_timeout_ms: Option<u32>,
-    /// A turn's end begins a response.
-    pub create_response: bool,
-    /// Speech ends a response.
-    pub interrupt_response: bool,
-    semantic: Option<Eagerness>,
-}
-
-impl TurnDetection {
-    fn of(voice: &Voice) -> Self {
-        Self {
-            threshold: voice.threshold,
-            prefix_padding_ms: voice.prefix_padding_ms,
-            silence_duration_ms: voice.silence_duration_ms,
-            idle_timeout_ms: (voice.idle_timeout_ms > 0).then_some(voice.idle_timeout_ms),
-            create_response: true,
-            interrupt_response: true,
-            semantic: None,
-        }
-    }
-
-    fn from_wire(wire: &TurnWire, voice: &Voice) -> Self {
-        let base = Self::of(voice);
-        match *wire {
-            TurnWire::ServerVad {
-                threshold,
-                prefix_padding_ms,
-                silence_duration_ms,
-                idle_timeout_ms,
-                create_response,
-                interrupt_response,
-            } => Self {
-                threshold: threshold.unwrap_or(base.threshold),
-                prefix_padding_ms: prefix_padding_ms.unwrap_or(base.prefix_padding_ms),
-                silence_duration_ms: silence_duration_ms.unwrap_or(base.silence_duration_ms),
-                idle_timeout_ms: idle_timeout_ms.or(base.idle_timeout_ms),
-                create_response: create_response.unwrap_or(true),
-                interrupt_response: interrupt_response.unwrap_or(true),
-                semantic: None,
-            },
-            TurnWire::SemanticVad { eagerness, create_response, interrupt_response } => {
-                let eagerness = eagerness.unwrap_or_default();
-                Self {
-                    silence_duration_ms: match eagerness {
-                        Eagerness::Low => 1500,
-                        Eagerness::Medium | Eagerness::Auto => 700,
-                        Eagerness::High => 350,
-                    },
-                    create_response: create_response.unwrap_or(true),
-                    interrupt_response: interrupt_response.unwrap_or(true),
-                    semantic: Some(eagerness),
-                    ..base
-                }
-            }
-        }
-    }
-
-    fn show(&self) -> Value {
-        let mut shown = match self.semantic {
-            Some(eagerness) => json!({"type": "semantic_vad", "eagerness": eagerness}),
-            None => json!({
-                "type": "server_vad",
-                // As short as it was written: 0.5 and not 0.5000000001.
-                "threshold": (f64::from(self.threshold) * 1e4).round() / 1e4,
-                "prefix_padding_ms": self.prefix_padding_ms,
-                "silence_duration_ms": self.silence_duration_ms,
-            }),
-        };
-        if let (Some(ms), None) = (self.idle_timeout_ms, self.semantic) {
-            shown["idle_timeout_ms"] = ms.into();
-        }
-        shown["create_response"] = self.create_response.into();
-        shown["interrupt_response"] = self.interrupt_response.into();
-        shown
     }
 }
 
 /// What holds in a session now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
+    /// What it is for.
+    pub kind: Kind,
     /// Told to the model before the conversation.
     pub instructions: String,
     /// Function schemas.
     pub tools: Vec<Value>,
-    /// `"none"` hides them.
-    pub tool_choice: Value,
+    /// Whether they may, must or must not be called.
+    pub tool_choice: ToolChoice,
     /// A reply's limit.
     pub max_output_tokens: MaxTokens,
     /// How hard it thinks.
@@ -322,9 +209,10 @@ impl Settings {
     /// What a session begins with.
     pub fn new(config: &Config) -> Self {
         Self {
+            kind: Kind::Realtime,
             instructions: config.thinking.instructions.clone(),
             tools: Vec::new(),
-            tool_choice: "auto".into(),
+            tool_choice: ToolChoice::Auto,
             max_output_tokens: MaxTokens::Infinite,
             effort: config.thinking.effort,
             include: Vec::new(),
@@ -334,11 +222,24 @@ impl Settings {
         }
     }
 
+    /// Whether an update may be applied to a session that is what it is.
+    ///
+    /// # Errors
+    /// A session that only listens stays so.
+    pub fn accepts(&self, update: &SessionUpdate) -> Result<(), Refusal> {
+        if self.kind == Kind::Transcription && update.kind == Some(Kind::Realtime) {
+            let message = "A transcription session gives no responses. Open another without intent=transcription.";
+            return Err(ErrorBody::invalid("invalid_value", message).at("session.type"));
+        }
+        Ok(())
+    }
+
     /// Takes over what an update says.
     pub fn apply(&mut self, update: SessionUpdate, voice: &Voice) {
         if let Some(format) = update.format() {
             self.format = format;
         }
+        self.kind = update.kind.unwrap_or(self.kind);
         let set = |slot: &mut String, value: Option<String>| {
             if let Some(value) = value {
                 *slot = value;
@@ -346,7 +247,7 @@ impl Settings {
         };
         set(&mut self.instructions, update.instructions);
         self.tools = update.tools.unwrap_or_else(|| std::mem::take(&mut self.tools));
-        self.tool_choice = update.tool_choice.unwrap_or_else(|| self.tool_choice.take());
+        self.tool_choice = update.tool_choice.unwrap_or_else(|| std::mem::take(&mut self.tool_choice));
         self.max_output_tokens = update.max_output_tokens.unwrap_or(self.max_output_tokens);
         self.effort = update.reasoning.and_then(|r| r.effort).unwrap_or(self.effort);
         self.include = update.include.unwrap_or_else(|| std::mem::take(&mut self.include));
@@ -364,14 +265,40 @@ impl Settings {
         self.include.iter().any(|i| i == what)
     }
 
-    /// The session object of `session.created` and `session.updated`.
+    /// Whether a turn's end begins a response.
+    pub fn answers(&self) -> bool {
+        self.kind == Kind::Realtime && self.turn_detection.is_some_and(|turns| turns.create_response)
+    }
+
+    /// Whether words come with their speaker and times: to who asks for a model that tells speakers apart.
+    pub fn tells_segments(&self) -> bool {
+        let model = self.transcription.as_ref().and_then(|t| t.get("model")?.as_str());
+        model.is_some_and(|model| model.contains("diarize"))
+    }
+
+    /// The session object of `session.created` and `session.updated`: what holds, whatever was asked for.
     pub fn show(&self, id: &str, model: &str) -> Value {
-        let format = match self.format {
-            Format::Pcm16(rate) => json!({"type": "audio/pcm", "rate": rate}),
-            Format::Ulaw => json!({"type": "audio/pcmu"}),
-            Format::Alaw => json!({"type": "audio/pcma"}),
-            Format::Opus => json!({"type": "audio/opus"}),
-        };
+        let is_conversation = self.kind == Kind::Realtime;
+        let input = json!({
+            "format": match self.format {
+                Format::Pcm16(rate) => json!({"type": "audio/pcm", "rate": rate}),
+                Format::Ulaw => json!({"type": "audio/pcmu"}),
+                Format::Alaw => json!({"type": "audio/pcma"}),
+                Format::Opus => json!({"type": "audio/opus"}),
+            },
+            "transcription": self.transcription,
+            "noise_reduction": null,
+            "turn_detection": self.turn_detection.as_ref().map(|turns| turns.show(is_conversation)),
+        });
+        if !is_conversation {
+            return json!({
+                "type": "transcription",
+                "object": "realtime.transcription_session",
+                "id": id,
+                "include": self.include,
+                "audio": {"input": input},
+            });
+        }
         json!({
             "type": "realtime",
             "object": "realtime.session",
@@ -384,16 +311,10 @@ impl Settings {
             "max_output_tokens": self.max_output_tokens,
             "reasoning": {"effort": self.effort},
             "include": self.include,
-            "audio": {"input": {
-                "format": format,
-                "transcription": self.transcription,
-                "turn_detection": self.turn_detection.as_ref().map(TurnDetection::show),
-            }},
+            "truncation": "auto",
+            "tracing": null,
+            "prompt": null,
+            "audio": {"input": input},
         })
     }
-}
-
-/// Tools as the engine takes them: a JSON array, or nothing when there are none or they are not to be used.
-pub(crate) fn tools_json(tools: &[Value], choice: &Value) -> String {
-    if tools.is_empty() || choice == "none" { String::new() } else { Value::from(tools.to_vec()).to_string() }
 }
