@@ -33,6 +33,8 @@ pub struct Config {
     pub voice: Voice,
     /// What one client may take.
     pub limits: Limits,
+    /// Requests that are no session.
+    pub http: Http,
     /// What is written to the log.
     pub log: Log,
 }
@@ -241,7 +243,7 @@ pub struct Limits {
     pub responses_per_minute: u32,
     /// A session with no word from its client for so long is closed, seconds.
     pub idle_seconds: u64,
-    /// Longest file `hearken ask` opens, seconds.
+    /// Longest file that is heard, by `hearken ask` or as an upload, seconds.
     pub file_seconds: f32,
 }
 
@@ -261,6 +263,22 @@ impl Default for Limits {
             idle_seconds: 600,
             file_seconds: 3600.0,
         }
+    }
+}
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Largest body of a request, bytes.
+    pub max_body_bytes: usize,
+    /// The field beside `content` in which chat completions tell the reasoning: `reasoning_content` or `reasoning`, as the client expects.
+    pub reasoning_field: String,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { max_body_bytes: 64 << 20, reasoning_field: "reasoning_content".into() }
     }
 }
 
@@ -463,6 +481,12 @@ impl Config {
         if l.send_queue < 16 {
             return unfit("limits.send_queue", "must be at least 16");
         }
+        if self.http.max_body_bytes < 1024 {
+            return unfit("http.max_body_bytes", "must be at least 1024");
+        }
+        if matches!(&self.http.reasoning_field[..], "" | "role" | "content" | "refusal" | "tool_calls") {
+            return unfit("http.reasoning_field", "must be a name of its own");
+        }
         if l.idle_seconds == 0 {
             return unfit("limits.idle_seconds", "must be at least 1");
         }
@@ -504,7 +528,7 @@ fn merge(into: &mut Table, from: Table) {
 fn key_of(variable: &str) -> Option<String> {
     let rest = variable.strip_prefix("HEARKEN_")?.to_ascii_lowercase();
     let (section, key) = rest.split_once('_')?;
-    matches!(section, "server" | "model" | "sampling" | "thinking" | "voice" | "limits" | "log")
+    matches!(section, "server" | "model" | "sampling" | "thinking" | "voice" | "limits" | "http" | "log")
         .then(|| format!("{section}.{key}"))
 }
 

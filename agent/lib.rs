@@ -20,6 +20,7 @@
 //! Each layer uses only those below it; [`config`] and [`metrics`] are leaves that all may use, and only [`engine`] names the models. Start reading at
 //! [`session::Session`] for what the product does, at [`protocol::openai`] for what is said on the wire, at [`transport::serve`] for how it runs.
 
+pub mod apps;
 pub mod audio;
 pub mod cli;
 pub mod config;

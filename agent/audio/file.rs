@@ -1,6 +1,7 @@
 //! Sound files to 16 kHz mono: wav, flac, mp3, Ogg Vorbis, Ogg Opus, recognised by their bytes and not by their names.
 //!
-//! symphonia reads the containers and every codec but Opus, whose packets go to libopus. Memory is bounded by the length limit.
+//! symphonia reads the containers and every codec but Opus, whose packets go to libopus. Memory is bounded by the length limit, or for [`stream`]
+//! by what the listener keeps.
 
 use std::io::{Read, Seek};
 use std::path::Path;
@@ -49,7 +50,7 @@ pub enum FileError {
 /// # Errors
 /// [`FileError`]; a file that is longer is refused, not cut.
 pub fn read(path: &Path, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
-    decode(std::fs::File::open(path)?, limit_seconds)
+    whole(std::fs::File::open(path)?, limit_seconds)
 }
 
 /// As [`read`], from bytes in memory.
@@ -57,10 +58,34 @@ pub fn read(path: &Path, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
 /// # Errors
 /// [`FileError`]
 pub fn read_bytes(bytes: Vec<u8>, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
-    decode(std::io::Cursor::new(bytes), limit_seconds)
+    whole(std::io::Cursor::new(bytes), limit_seconds)
 }
 
-fn decode<S: MediaSource + Read + Seek + 'static>(source: S, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
+/// As [`read_bytes`], but the samples are handed over in pieces as they are decoded, until `listener` returns `false`. Returns how many it was given.
+///
+/// # Errors
+/// [`FileError`], perhaps after some pieces.
+pub fn stream(bytes: Vec<u8>, limit_seconds: f32, listener: &mut Listener<'_>) -> Result<usize, FileError> {
+    decode(std::io::Cursor::new(bytes), limit_seconds, listener)
+}
+
+/// Takes the next samples; `false` when no more are wanted.
+pub type Listener<'a> = dyn FnMut(&[f32]) -> bool + 'a;
+
+fn whole<S: MediaSource + Read + Seek + 'static>(source: S, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
+    let mut all = Vec::new();
+    decode(source, limit_seconds, &mut |samples| {
+        all.extend_from_slice(samples);
+        true
+    })?;
+    Ok(all)
+}
+
+fn decode<S: MediaSource + Read + Seek + 'static>(
+    source: S,
+    limit_seconds: f32,
+    listener: &mut Listener<'_>,
+) -> Result<usize, FileError> {
     let stream = MediaSourceStream::new(Box::new(source), Default::default());
     let mut format = symphonia::default::get_probe()
         .probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
@@ -73,7 +98,8 @@ fn decode<S: MediaSource + Read + Seek + 'static>(source: S, limit_seconds: f32)
     let id = track.id;
     let params = track.codec_params.as_ref().and_then(|p| p.audio());
     let params = params.ok_or_else(|| FileError::NotAudio("no codec is named".into()))?;
-    let mut sink = Sink { out: Vec::new(), resampler: None, limit: samples(limit_seconds), limit_seconds };
+    let limit = samples(limit_seconds);
+    let mut sink = Sink { listener, out: Vec::new(), given: 0, is_wanted: true, resampler: None, limit, limit_seconds };
     if params.codec == CODEC_ID_OPUS {
         let pre_skip = track.delay.unwrap_or(0) as usize;
         opus(&mut *format, id, pre_skip, &mut sink)?;
@@ -105,10 +131,10 @@ fn packets(
     format: &mut dyn FormatReader,
     id: u32,
     mut decoder: Box<dyn AudioDecoder>,
-    sink: &mut Sink,
+    sink: &mut Sink<'_>,
 ) -> Result<(), FileError> {
     let (mut interleaved, mut mono) = (Vec::<f32>::new(), Vec::new());
-    while let Some(packet) = next(format, id)? {
+    while let Some(packet) = next(format, id)?.filter(|_| sink.is_wanted) {
         let decoded = match decoder.decode(&packet) {
             Ok(decoded) => decoded,
             // One bad packet is a click, not the end.
@@ -126,10 +152,10 @@ fn packets(
 }
 
 /// RFC 7845: the first `pre_skip` samples at 48 kHz warm the decoder up, and the last page says how much of the end is padding.
-fn opus(format: &mut dyn FormatReader, id: u32, pre_skip: usize, sink: &mut Sink) -> Result<(), FileError> {
+fn opus(format: &mut dyn FormatReader, id: u32, pre_skip: usize, sink: &mut Sink<'_>) -> Result<(), FileError> {
     let mut decoder = OpusDecoder::default();
     let mut skip = pre_skip / 3;
-    while let Some(packet) = next(format, id)? {
+    while let Some(packet) = next(format, id)?.filter(|_| sink.is_wanted) {
         // A packet that cannot be decoded is a hole of the usual length.
         let heard = if decoder.decode(&packet.data).is_ok() { decoder.latest() } else { decoder.conceal(None) };
         let cut = skip.min(heard.len());
@@ -140,15 +166,18 @@ fn opus(format: &mut dyn FormatReader, id: u32, pre_skip: usize, sink: &mut Sink
     Ok(())
 }
 
-/// Collects, resamples and counts.
-struct Sink {
+/// Resamples, counts, and hands over.
+struct Sink<'a> {
+    listener: &'a mut Listener<'a>,
     out: Vec<f32>,
+    given: usize,
+    is_wanted: bool,
     resampler: Option<(u32, Resampler)>,
     limit: usize,
     limit_seconds: f32,
 }
 
-impl Sink {
+impl Sink<'_> {
     fn push(&mut self, rate: u32, mono: &[f32]) -> Result<(), FileError> {
         if self.resampler.as_ref().is_none_or(|(now, _)| *now != rate) {
             let fresh = Resampler::new(rate)?;
@@ -158,22 +187,26 @@ impl Sink {
         }
         let (_, resampler) = self.resampler.as_mut().expect("set above");
         resampler.push(mono, &mut self.out);
-        if self.out.len() > self.limit {
+        self.give()
+    }
+
+    fn give(&mut self) -> Result<(), FileError> {
+        // Float files may hold anything, NaN included.
+        self.out.iter_mut().for_each(|x| *x = if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
+        self.given += self.out.len();
+        if self.given > self.limit {
             return Err(FileError::TooLong { limit_seconds: self.limit_seconds });
         }
+        self.is_wanted = self.is_wanted && (self.listener)(&self.out);
+        self.out.clear();
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Vec<f32>, FileError> {
+    fn finish(mut self) -> Result<usize, FileError> {
         if let Some((_, mut resampler)) = self.resampler.take() {
             resampler.flush(&mut self.out);
         }
-        // Float files may hold anything, NaN included.
-        self.out.iter_mut().for_each(|x| *x = if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
-        match self.out.len() {
-            0 => Err(FileError::Empty),
-            n if n > self.limit => Err(FileError::TooLong { limit_seconds: self.limit_seconds }),
-            _ => Ok(self.out),
-        }
+        self.give()?;
+        if self.given == 0 { Err(FileError::Empty) } else { Ok(self.given) }
     }
 }

@@ -259,6 +259,11 @@ impl Turn {
         self.events.recv().await
     }
 
+    /// Nothing more is wanted of it but its [`Event::Done`], which tells what it cost.
+    pub fn cancel(&self) {
+        self.cancel.store(true, Ordering::Release);
+    }
+
     /// As [`Turn::next`], for threads outside the runtime.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.events.blocking_recv()
@@ -267,7 +272,7 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.cancel.store(true, Ordering::Release);
+        self.cancel();
     }
 }
 

@@ -2,26 +2,47 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::{App, assets, auth, secrets, websocket};
+use super::{App, assets, auth, chat, secrets, transcriptions, websocket};
 use crate::protocol::openai::ErrorBody;
 
+/// Describes every route to programs; tests hold the two together.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// All routes but the page's files. A path is written as in the OpenAPI document.
+fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
+    vec![
+        ("/health", get(|| async { Json(json!({"status": "ok"})) })),
+        ("/ready", get(ready)),
+        ("/metrics", get(metrics)),
+        ("/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) })),
+        ("/v1/models", get(models)),
+        ("/v1/models/{model}", get(model)),
+        ("/v1/chat/completions", post(chat::complete)),
+        ("/v1/audio/transcriptions", post(transcriptions::transcribe)),
+        ("/v1/realtime", get(websocket::upgrade)),
+        ("/v1/realtime/client_secrets", secrets::route()),
+    ]
+}
+
 pub(super) fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/health", get(|| async { Json(json!({"status": "ok"})) }))
-        .route("/ready", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/v1/models", get(models))
-        .route("/v1/realtime", get(websocket::upgrade))
-        .merge(secrets::routes())
+    let add = |router: Router<Arc<App>>, (path, methods)| router.route(path, methods);
+    routes()
+        .into_iter()
+        .fold(Router::new(), add)
         .fallback(page)
+        .method_not_allowed_fallback(|| async {
+            let error = ErrorBody::invalid("method_not_allowed", "This method is not served here.");
+            refuse(StatusCode::METHOD_NOT_ALLOWED, &error)
+        })
+        .layer(DefaultBodyLimit::max(app.config.http.max_body_bytes))
         .layer(from_fn_with_state(app.clone(), auth::check))
         .with_state(app)
 }
@@ -44,9 +65,20 @@ async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics.render())
 }
 
+fn the_model(app: &App) -> serde_json::Value {
+    json!({"id": app.engine.model(), "object": "model", "created": app.started, "owned_by": "hearken"})
+}
+
 async fn models(State(app): State<Arc<App>>) -> impl IntoResponse {
-    let model = json!({"id": app.engine.model(), "object": "model", "created": app.started, "owned_by": "hearken"});
-    Json(json!({"object": "list", "data": [model]}))
+    Json(json!({"object": "list", "data": [the_model(&app)]}))
+}
+
+async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Response {
+    if name == app.engine.model() {
+        return Json(the_model(&app)).into_response();
+    }
+    let message = format!("The model served here is `{}`.", app.engine.model());
+    refuse(StatusCode::NOT_FOUND, &ErrorBody::invalid("model_not_found", message).at("model")).into_response()
 }
 
 async fn page(method: Method, uri: Uri, headers: HeaderMap) -> Response {
@@ -56,4 +88,18 @@ async fn page(method: Method, uri: Uri, headers: HeaderMap) -> Response {
         return found;
     }
     refuse(StatusCode::NOT_FOUND, &ErrorBody::invalid("not_found", "There is nothing here.")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_route_is_in_the_openapi_document_and_no_other() {
+        let document: serde_json::Value = serde_json::from_str(super::OPENAPI).unwrap();
+        let described: BTreeSet<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let served: BTreeSet<&str> = super::routes().into_iter().map(|(path, _)| path).collect();
+        assert_eq!(described, served);
+    }
 }

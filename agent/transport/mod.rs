@@ -2,9 +2,12 @@
 
 mod assets;
 mod auth;
+mod chat;
 mod http;
 mod listen;
 mod secrets;
+mod transcriptions;
+mod visit;
 mod websocket;
 
 use std::io;
@@ -36,6 +39,11 @@ pub(crate) struct App {
 }
 
 impl App {
+    /// Seconds since 1970.
+    fn now(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    }
+
     fn next_session(&self) -> (SessionId, String) {
         let n = self.sessions.fetch_add(1, Ordering::Relaxed);
         (SessionId(n), format!("{:x}x{n:x}", self.started))

@@ -11,7 +11,8 @@ use axum::body::Bytes;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router, extract::DefaultBodyLimit, routing::post};
+use axum::routing::{MethodRouter, post};
+use axum::{Json, extract::DefaultBodyLimit};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::Rng as _;
@@ -96,8 +97,8 @@ impl Wish {
     }
 }
 
-pub(super) fn routes() -> Router<Arc<App>> {
-    Router::new().route("/v1/realtime/client_secrets", post(create)).layer(DefaultBodyLimit::max(MOST_BYTES))
+pub(super) fn route() -> MethodRouter<Arc<App>> {
+    post(create).layer(DefaultBodyLimit::max(MOST_BYTES))
 }
 
 async fn create(State(app): State<Arc<App>>, Extension(access): Extension<Access>, body: Bytes) -> Response {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Extension, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -25,7 +25,7 @@ use tokio::time::{Instant, timeout};
 
 use super::auth::Access;
 use super::http::refuse;
-use super::{App, listen};
+use super::{App, listen, visit};
 use crate::engine::Tenant;
 use crate::metrics::count;
 use crate::protocol::openai::{ErrorBody, Kind, Settings};
@@ -80,16 +80,10 @@ pub(super) async fn upgrade(
         }
     };
     let settings = listen::settings(&app, &access, kind);
-    if *app.ending.borrow() {
-        let error = ErrorBody::server("draining", "The server is ending.");
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, &error).into_response();
-    }
     // The place is taken before the upgrade, so that a refusal is plain HTTP that every client can read.
-    let Ok(place) = app.places.clone().try_acquire_owned() else {
-        count(&app.metrics.refused_busy);
-        let message = format!("All {} places are taken. Try again later.", app.config.server.max_sessions);
-        let refusal = refuse(StatusCode::SERVICE_UNAVAILABLE, &ErrorBody::server("overloaded", message));
-        return ([(header::RETRY_AFTER, "5")], refusal).into_response();
+    let place = match visit::place(&app) {
+        Ok(place) => place,
+        Err(refused) => return refused.into_response(),
     };
     let most = app.config.limits.max_message_bytes;
     upgrade

@@ -221,6 +221,81 @@ impl Server {
     }
 }
 
+/// An answer over plain HTTP.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// In lower case.
+    pub head: String,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+
+    /// The data of a body of server-sent events.
+    pub fn events(&self) -> Vec<&str> {
+        self.body.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect()
+    }
+
+    /// Code and parameter of an error.
+    pub fn refusal(&self) -> (String, Option<String>) {
+        let error = self.json()["error"].clone();
+        assert!(error["message"].is_string() && error["type"].is_string(), "{error}");
+        (error["code"].as_str().unwrap().to_owned(), error["param"].as_str().map(str::to_owned))
+    }
+}
+
+/// A request on its way.
+pub struct Sent(pub TcpStream);
+
+impl Sent {
+    /// The rest of the answer, which ends when the server closes.
+    pub async fn answer(mut self) -> Answer {
+        use tokio::io::AsyncReadExt as _;
+        let mut text = String::new();
+        soon("the answer", self.0.read_to_string(&mut text)).await.unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer { status, head: head.to_lowercase(), body: body.to_owned() }
+    }
+
+    /// Waits until this has come.
+    pub async fn until(&mut self, what: &str) -> String {
+        use tokio::io::AsyncReadExt as _;
+        let mut bytes = Vec::new();
+        while !String::from_utf8_lossy(&bytes).contains(what) {
+            let mut some = [0; 4096];
+            let n = soon(what, self.0.read(&mut some)).await.unwrap();
+            assert!(n > 0, "{what} did not come: {}", String::from_utf8_lossy(&bytes));
+            bytes.extend_from_slice(&some[..n]);
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+}
+
+impl Server {
+    /// Sends a request; HTTP/1.0, whose answers end with the connection and come in no chunks.
+    pub async fn send(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> Sent {
+        use tokio::io::AsyncWriteExt as _;
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        let n = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {n}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // A server that refuses does not wait for the body, and may have hung up.
+        drop(stream.write_all(body).await);
+        Sent(stream)
+    }
+
+    pub async fn begin_post(&self, path: &str, body: &Value) -> Sent {
+        self.send("POST", path, "application/json", body.to_string().as_bytes()).await
+    }
+}
+
 pub struct Client {
     pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     pub protocol: Option<String>,
@@ -298,6 +373,19 @@ impl Client {
 /// Loud and quiet four times a second, as syllables are: noise that never pauses is no speech to the energy detector.
 pub fn syllables(t: f64) -> bool {
     (t * 4.0).fract() < 0.7
+}
+
+/// A file of 16 kHz samples.
+pub fn wav(samples: &[f32]) -> Vec<u8> {
+    let data = pcm16(samples);
+    let mut wav = Vec::from(*b"RIFF");
+    wav.extend((36 + data.len() as u32).to_le_bytes());
+    wav.extend(b"WAVEfmt \x10\0\0\0\x01\0\x01\0");
+    wav.extend([16_000_u32, 32_000].iter().flat_map(|n| n.to_le_bytes()));
+    wav.extend(b"\x02\0\x10\0data");
+    wav.extend((data.len() as u32).to_le_bytes());
+    wav.extend(data);
+    wav
 }
 
 /// Noise that is loud while `loud` says so, as PCM16 bytes at 16 kHz.

@@ -8,14 +8,17 @@
 mod admission;
 mod audio;
 mod bad_input;
+mod chat;
 mod config;
 mod desk;
 mod ending;
 mod files;
 mod harness;
+mod http;
 mod interruption;
 mod listening;
 mod realtime;
 mod session;
 mod spoken_turn;
 mod text_turn;
+mod transcriptions;

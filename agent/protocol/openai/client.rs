@@ -210,7 +210,11 @@ fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Refusal> {
     })
 }
 
-fn decode(text: &str, param: &str) -> Result<Vec<u8>, Refusal> {
+/// Bytes from base64 text; padding is optional.
+///
+/// # Errors
+/// It is none; the refusal names `param`.
+pub(crate) fn decode(text: &str, param: &str) -> Result<Vec<u8>, Refusal> {
     BASE64.decode(text).map_err(|e| ErrorBody::invalid("invalid_value", format!("This is not base64: {e}")).at(param))
 }
 

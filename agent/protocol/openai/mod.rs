@@ -49,6 +49,7 @@ mod settings;
 mod tools;
 mod turns;
 
+pub(crate) use client::decode as decode_base64;
 pub use client::{ClientEvent, Incoming, InputItem, NewItem, NewKind, NewPart, ResponseParams, parse, parse_session};
 pub use item::{Item, ItemKind, Object, Part, Status};
 pub use server::{

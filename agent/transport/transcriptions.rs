@@ -1,0 +1,146 @@
+//! POST /v1/audio/transcriptions: a file in utterances to their words, streamed or whole.
+//!
+//! The file is decoded on a thread of its own, which waits for the engine; a client that vanishes ends both.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::extract::multipart::MultipartError;
+use axum::extract::{Extension, FromRequest as _, Multipart, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::stream;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::App;
+use super::auth::Access;
+use super::visit::{BODY, Refused, Visit};
+use crate::apps::transcribe::{AHEAD, Utterance, Words, utterances};
+use crate::audio::file::FileError;
+use crate::engine::Tenant;
+use crate::protocol::openai::ErrorBody;
+use crate::protocol::transcription::{Said, Told, Wishes, delta, done, render};
+
+/// Events that may wait for a slow reader; then the reading waits too.
+const EVENTS: usize = 64;
+
+pub(super) async fn transcribe(
+    State(app): State<Arc<App>>,
+    Extension(access): Extension<Access>,
+    request: Request,
+) -> Result<Response, Refused> {
+    let visit = Visit::begin(app)?;
+    let (file, wishes) = timeout(BODY, form(request)).await.map_err(|_| Refused::slow())??;
+    let mut job = Job::begin(visit, access.tenant, file);
+    // The first utterance before the answer's head: a file that cannot be heard has a status of its own.
+    let first = job.next().await?;
+    if !wishes.stream {
+        let said = read(&mut job, first, None).await?;
+        let content_type = [(header::CONTENT_TYPE, wishes.form.content_type())];
+        return Ok((content_type, render(&said, job.seconds, &wishes)).into_response());
+    }
+    let (events, queue) = mpsc::channel(EVENTS);
+    let reading = tokio::spawn(async move {
+        let last = match read(&mut job, first, Some(&events)).await {
+            Ok(said) => done(&said, job.seconds),
+            Err(refused) => json!({"error": refused.error()}),
+        };
+        drop(events.send(last).await);
+    });
+    let events = stream::unfold((queue, Reading(reading)), |(mut queue, reading)| async {
+        let event: Value = queue.recv().await?;
+        Some((Ok::<_, Infallible>(sse::Event::default().data(event.to_string())), (queue, reading)))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
+}
+
+/// Reads all words, telling them as they come where somebody wants them so.
+async fn read(
+    job: &mut Job,
+    first: Option<Utterance>,
+    events: Option<&mpsc::Sender<Value>>,
+) -> Result<Vec<Said>, Refused> {
+    let (mut said, mut told) = (Vec::new(), Told::default());
+    let mut next = first;
+    while let Some(Utterance { start, end, sound }) = next {
+        told.utterance();
+        let mut text = String::new();
+        let (app, session) = (job.visit.app.clone(), job.visit.session);
+        let mut words = Words::begin(&*app.engine, session, job.tenant, &sound)?;
+        while let Some(piece) = words.next().await? {
+            text.push_str(&piece);
+            if let (Some(events), Some(piece)) = (events, told.piece(&piece)) {
+                // Nobody reads any more: the response is gone, and ends this.
+                drop(events.send(delta(&piece)).await);
+            }
+        }
+        said.push(Said { start, end, text });
+        next = job.next().await?;
+    }
+    Ok(said)
+}
+
+/// Ends the reading with the response.
+struct Reading(JoinHandle<()>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A file on its way through the engine.
+struct Job {
+    visit: Visit,
+    tenant: Tenant,
+    utterances: mpsc::Receiver<Utterance>,
+    decoder: Option<JoinHandle<Result<f64, FileError>>>,
+    /// The file's length, known at its end.
+    seconds: f64,
+}
+
+impl Job {
+    fn begin(visit: Visit, tenant: Tenant, file: Vec<u8>) -> Self {
+        let (out, utterances_in) = mpsc::channel(AHEAD);
+        let config = visit.app.config.clone();
+        let decode = move || utterances(file, &config.voice, config.limits.file_seconds, &out);
+        let decoder = Some(tokio::task::spawn_blocking(decode));
+        Self { visit, tenant, utterances: utterances_in, decoder, seconds: 0.0 }
+    }
+
+    /// The next utterance; `None` when all were given and the file was sound to its end.
+    async fn next(&mut self) -> Result<Option<Utterance>, Refused> {
+        if let Some(utterance) = self.utterances.recv().await {
+            return Ok(Some(utterance));
+        }
+        if let Some(decoder) = self.decoder.take() {
+            let decoded = decoder.await.map_err(|panic| {
+                tracing::error!(%panic, "decoding a file ended by a panic, which is a bug");
+                Refused::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::server("server_error", "internal error"))
+            })?;
+            self.seconds = decoded.map_err(|e| ErrorBody::invalid("invalid_audio", e.to_string()).at("file"))?;
+        }
+        Ok(None)
+    }
+}
+
+/// The file and what is wished of it.
+async fn form(request: Request) -> Result<(Vec<u8>, Wishes), Refused> {
+    let broken = |e: MultipartError| Refused::body(e.status(), e.body_text());
+    let form = Multipart::from_request(request, &()).await;
+    let mut form = form.map_err(|rejection| Refused::body(rejection.status(), rejection.body_text()))?;
+    let (mut file, mut wishes) = (None, Wishes::default());
+    while let Some(field) = form.next_field().await.map_err(broken)? {
+        match field.name().unwrap_or_default().to_owned() {
+            name if name == "file" => file = Some(field.bytes().await.map_err(broken)?.to_vec()),
+            name => wishes.field(&name, &field.text().await.map_err(broken)?)?,
+        }
+    }
+    let missing =
+        || ErrorBody::invalid("missing_required_parameter", "The sound comes as a form field `file`.").at("file");
+    Ok((file.ok_or_else(missing)?, wishes))
+}

@@ -1,0 +1,164 @@
+//! A request that is no session: it takes a place as sessions do, brings a body of bounded size, and may ask the engine for one turn.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::App;
+use super::http::refuse;
+use crate::engine::{EngineError, Event, Request, SessionId, Turn};
+use crate::metrics::count;
+use crate::protocol::openai::{ErrorBody, Refusal};
+
+/// When to come again, seconds.
+const LATER: &str = "5";
+/// A body is all here by then, or its sender is gone.
+pub(super) const BODY: Duration = Duration::from_secs(120);
+
+/// A request that is turned away, in OpenAI's shape.
+#[derive(Debug)]
+pub(super) struct Refused {
+    status: StatusCode,
+    error: ErrorBody,
+}
+
+impl Refused {
+    pub(super) fn new(status: StatusCode, error: ErrorBody) -> Self {
+        Self { status, error }
+    }
+
+    /// The `error` object.
+    pub(super) fn error(&self) -> &ErrorBody {
+        &self.error
+    }
+
+    /// The body did not come, or is too large.
+    pub(super) fn body(status: StatusCode, message: String) -> Self {
+        let code = if status == StatusCode::PAYLOAD_TOO_LARGE { "request_too_large" } else { "invalid_body" };
+        Self::new(status, ErrorBody::invalid(code, message))
+    }
+
+    /// The body took too long.
+    pub(super) fn slow() -> Self {
+        Self::body(StatusCode::REQUEST_TIMEOUT, format!("The request was not here after {} s.", BODY.as_secs()))
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let refusal = refuse(self.status, &self.error);
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE => ([(header::RETRY_AFTER, LATER)], refusal).into_response(),
+            _ => refusal.into_response(),
+        }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(error: Refusal) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+}
+
+impl From<EngineError> for Refused {
+    fn from(error: EngineError) -> Self {
+        let message = error.to_string();
+        match error {
+            EngineError::Overloaded { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::server("overloaded", message))
+            }
+            EngineError::ContextFull { .. } => ErrorBody::invalid("context_length_exceeded", message).into(),
+            EngineError::Empty(_) => ErrorBody::invalid("empty_conversation", message).into(),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::server("server_error", message)),
+        }
+    }
+}
+
+/// One of the server's places, or when to come again.
+pub(super) fn place(app: &Arc<App>) -> Result<OwnedSemaphorePermit, Refused> {
+    let unavailable =
+        |code, message: String| Refused::new(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::server(code, message));
+    if *app.ending.borrow() {
+        return Err(unavailable("draining", "The server is ending.".into()));
+    }
+    app.places.clone().try_acquire_owned().map_err(|_| {
+        count(&app.metrics.refused_busy);
+        let message = format!("All {} places are taken. Try again later.", app.config.server.max_sessions);
+        unavailable("overloaded", message)
+    })
+}
+
+/// A place and a name at the engine. When it is dropped, the engine forgets it.
+pub(super) struct Visit {
+    pub(super) app: Arc<App>,
+    pub(super) session: SessionId,
+    /// Unique, for ids.
+    pub(super) suffix: String,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Visit {
+    /// Takes a place.
+    pub(super) fn begin(app: Arc<App>) -> Result<Self, Refused> {
+        let place = place(&app)?;
+        let (session, suffix) = app.next_session();
+        count(&app.metrics.sessions);
+        app.metrics.sessions_active.fetch_add(1, Relaxed);
+        Ok(Self { app, session, suffix, _place: place })
+    }
+
+    /// Asks the engine.
+    pub(super) fn ask(&self, request: Request) -> Result<Asked, Refused> {
+        count(&self.app.metrics.turns);
+        match self.app.engine.respond(request) {
+            Ok(turn) => Ok(Asked { app: self.app.clone(), turn, is_over: false }),
+            Err(error) => {
+                count(&self.app.metrics.turns_failed);
+                Err(error.into())
+            }
+        }
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.app.engine.close(self.session);
+        self.app.metrics.sessions_active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A turn under way. Dropping it cancels it.
+pub(super) struct Asked {
+    app: Arc<App>,
+    turn: Turn,
+    is_over: bool,
+}
+
+impl Asked {
+    /// The next event; the last one is `Done` or `Failed`, and comes always.
+    pub(super) async fn next(&mut self) -> Event {
+        let event = self.turn.next().await.unwrap_or(Event::Failed(EngineError::Stopped));
+        self.is_over |= matches!(event, Event::Done { .. } | Event::Failed(_));
+        if matches!(event, Event::Failed(_)) {
+            count(&self.app.metrics.turns_failed);
+        }
+        event
+    }
+
+    /// Nothing more is wanted of it but its `Done`.
+    pub(super) fn cancel(&self) {
+        self.turn.cancel();
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.is_over {
+            count(&self.app.metrics.turns_cancelled);
+        }
+    }
+}
