@@ -7,7 +7,7 @@
 use tokio::sync::mpsc;
 
 use crate::audio::file::{self, FileError};
-use crate::audio::vad::{FRAME, Gate, GateConfig, detector};
+use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Voice;
 use crate::engine::{
@@ -20,6 +20,8 @@ use crate::session::segment::{Ear, Heard};
 const ASKED: &str = "\nTranscribe the speech.";
 /// Tokens that a segment's words may take: 25 s of fast speech are about 120.
 const MOST_WORDS: usize = 256;
+/// Silence behind each utterance, seconds: an ear that was trained on windows of 30 s begins anew when the sound ends with the last word.
+const SILENCE: f32 = 3.0;
 /// Utterances that may wait for the engine.
 pub const AHEAD: usize = 2;
 
@@ -84,8 +86,9 @@ pub fn utterances(
     let length = file::stream(bytes, limit_seconds, &mut |samples| {
         cutter.push(samples, |utterance| out.blocking_send(utterance).is_ok())
     })?;
-    // What is still being said when the file ends, as if silence followed. No utterance is longer than the file.
-    let silence = vec![0.0; samples_ms(voice.silence_duration_ms) + 8 * FRAME];
+    // What is still being said when the file ends, as if silence followed, and long enough for a detector that lets go slowly. No utterance is
+    // longer than the file.
+    let silence = vec![0.0; samples_ms(voice.silence_duration_ms) + RATE as usize];
     let whole = seconds(length as u64);
     cutter.push(&silence, |utterance| {
         let end = utterance.end.min(whole);
@@ -124,6 +127,8 @@ impl<'a> Words<'a> {
         let conversation = user(vec![Content::Sound(Vec::new().into())]);
         let ear = engine.listen(Listen { session, tenant, conversation, tools: String::new(), captions: true })?;
         ear.push(sound);
+        // What finds no room in the segment is not needed.
+        ear.push(&vec![0.0; samples(SILENCE)]);
         ear.finish();
         Ok(Self { engine, session, tenant, sound, source: Source::Ear(ear), is_begun: false })
     }

@@ -259,7 +259,10 @@ impl WordEar {
             return Ok(false);
         }
         guess.ids.push(best);
-        Ok(!loops(&guess.ids[self.prompt.len()..]))
+        let Some(keep) = looped(&guess.ids[self.prompt.len()..]) else { return Ok(true) };
+        // Nobody said it four times; what was told stays told.
+        guess.ids.truncate((self.prompt.len() + keep).max(guess.given));
+        Ok(false)
     }
 
     /// Puts the tokens through that are not in the past yet: normalised `[n, d]`.
@@ -361,10 +364,24 @@ fn layer_norm(weights: &Weights, name: &str, d: usize) -> Result<LayerNorm> {
     Ok(LayerNorm::new(tensor("weight")?, tensor("bias")?, 1e-5))
 }
 
-/// Whether the end repeats itself four times over.
-fn loops(ids: &[u32]) -> bool {
-    (1..=8).any(|n| {
+/// If the end says the same four times over: how many tokens are left when it is said once.
+fn looped(ids: &[u32]) -> Option<usize> {
+    let loops = |n: &usize| {
         let tail = |k: usize| ids.len().checked_sub(k * n).map(|start| &ids[start..start + n]);
         n * 4 <= ids.len() && (2..=4).all(|k| tail(k) == tail(1)) && n * 4 >= 6
-    })
+    };
+    (1..=8).find(loops).map(|n| ids.len() - 3 * n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looped;
+
+    #[test]
+    fn what_is_said_four_times_over_is_kept_once() {
+        assert_eq!(looped(&[7, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]), Some(4));
+        assert_eq!(looped(&[7, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2]), None);
+        assert_eq!(looped(&[5, 5, 5, 5]), None, "a short word may be");
+        assert_eq!(looped(&[5; 8]), Some(2));
+    }
 }
