@@ -1,0 +1,31 @@
+# What the clients' scripts share. To be sourced from a folder below tests/clients.
+
+cache="${HEARKEN_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/hearken}/clients"
+
+# python NAME: a Python of its own with what requirements.txt pins, made anew when that changes; sets $python.
+python() {
+    local home="$cache/$1"
+    python="$home/bin/python"
+    cmp -s requirements.txt "$home/requirements.txt" && return
+    rm -rf "$home"
+    python3 -m venv "$home"
+    "$python" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    cp requirements.txt "$home/"
+}
+
+# serve [OPTIONS]: starts the server on a free port, waits until it is ready, sets $HEARKEN_URL, and stops it when the script ends.
+serve() {
+    local log
+    log="$(mktemp)"
+    "$HEARKEN_BIN" serve --set server.listen=127.0.0.1:0 --set log.level=info "$@" 2>"$log" &
+    server=$!
+    trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null; rm -f "'"$log"'"' EXIT
+    for _ in $(seq 600); do
+        HEARKEN_URL="$(sed -n 's/\x1b\[[0-9;]*m//g; s/.*listening address=\([0-9.:]*\).*/http:\/\/\1/p' "$log" | head -1)"
+        [ -z "$HEARKEN_URL" ] || break
+        kill -0 "$server" 2>/dev/null || break
+        sleep 0.2
+    done
+    [ -n "$HEARKEN_URL" ] || { cat "$log" >&2; return 1; }
+    export HEARKEN_URL
+}
