@@ -35,6 +35,8 @@ pub struct Config {
     pub limits: Limits,
     /// Requests that are no session.
     pub http: Http,
+    /// What is kept of conversations.
+    pub journal: Journal,
     /// What is written to the log.
     pub log: Log,
 }
@@ -279,6 +281,34 @@ pub struct Http {
 impl Default for Http {
     fn default() -> Self {
         Self { max_body_bytes: 64 << 20, reasoning_field: "reasoning_content".into() }
+    }
+}
+
+/// `[journal]`: what is kept of conversations, in one SQLite file that only its owner may read.
+///
+/// It is on unless switched off: people expect to find what was said yesterday, and a conversation to go on after a lost connection or a
+/// restart. The sound itself is not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Journal {
+    /// Whether anything is kept. Without it there is no history, and no conversation outlives its connection.
+    pub enabled: bool,
+    /// The file; absent means `journal.sqlite` in `HEARKEN_HOME`, else in `~/.local/state/hearken`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Conversations that nobody has touched for so many days are deleted; 0 keeps them.
+    pub retention_days: u32,
+    /// Whether words are kept. Without them there remain times, counts and what was done; nothing can be resumed from that.
+    pub words: bool,
+    /// Regular expressions: what they match is blotted out before it is written.
+    pub redact: Vec<String>,
+    /// After a lost connection a session that its client may resume goes on for so long, seconds.
+    pub resume_seconds: u64,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self { enabled: true, path: None, retention_days: 30, words: true, redact: Vec::new(), resume_seconds: 120 }
     }
 }
 
@@ -528,7 +558,7 @@ fn merge(into: &mut Table, from: Table) {
 fn key_of(variable: &str) -> Option<String> {
     let rest = variable.strip_prefix("HEARKEN_")?.to_ascii_lowercase();
     let (section, key) = rest.split_once('_')?;
-    matches!(section, "server" | "model" | "sampling" | "thinking" | "voice" | "limits" | "http" | "log")
+    matches!(section, "server" | "model" | "sampling" | "thinking" | "voice" | "limits" | "http" | "journal" | "log")
         .then(|| format!("{section}.{key}"))
 }
 

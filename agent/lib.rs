@@ -14,7 +14,7 @@
 //!     v
 //!  models      mel, encoder, adaptor, decoder         crate hearken-models
 //!     |
-//!     +-> tokens -> session -> protocol events -> transport -> client
+//!     +-> tokens -> session -> protocol events -> journal -> transport -> client
 //! ```
 //!
 //! Each layer uses only those below it; [`config`] and [`metrics`] are leaves that all may use, and only [`engine`] names the models. Start reading at
@@ -26,6 +26,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod fetch;
+pub mod journal;
 pub mod metrics;
 pub mod protocol;
 pub mod session;

@@ -32,6 +32,18 @@ pub struct Metrics {
     pub slow_clients: AtomicU64,
     /// Sessions that ended by a panic: each is a bug.
     pub session_panics: AtomicU64,
+    /// Sessions that a client came back to.
+    pub sessions_resumed: AtomicU64,
+    /// Records that the journal has written.
+    pub journal_records: AtomicU64,
+    /// Records that it could not take or write.
+    pub journal_lost: AtomicU64,
+    /// Events that were sent before their record was written, because that took too long.
+    pub journal_late: AtomicU64,
+    /// Transactions of the journal.
+    pub journal_commits: AtomicU64,
+    /// How long these took, microseconds.
+    pub journal_commit_micros: AtomicU64,
 }
 
 /// Counts one. Relaxed is enough: nothing else is ordered by these.
@@ -60,6 +72,12 @@ impl Metrics {
             ("client_errors_total", "Client events answered with an error.", &self.client_errors),
             ("slow_clients_total", "Clients disconnected because they read too slowly.", &self.slow_clients),
             ("session_panics_total", "Sessions ended by a panic.", &self.session_panics),
+            ("sessions_resumed_total", "Sessions that a client came back to.", &self.sessions_resumed),
+            ("journal_records_total", "Records written to the journal.", &self.journal_records),
+            ("journal_lost_total", "Records that the journal could not take or write.", &self.journal_lost),
+            ("journal_late_total", "Events sent before their record was written.", &self.journal_late),
+            ("journal_commits_total", "Transactions of the journal.", &self.journal_commits),
+            ("journal_commit_microseconds_total", "Time these took.", &self.journal_commit_micros),
         ] {
             line(name, "counter", help, counter.load(Relaxed).into());
         }

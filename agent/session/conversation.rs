@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::audio::RATE;
 use crate::config::Limits;
 use crate::engine::{self, Content, Role};
-use crate::protocol::openai::{ErrorBody, Item, ItemKind, Object, Part, Status};
+use crate::protocol::openai::{ErrorBody, Item, ItemKind, Object, Part, PastItem, Status};
 
 /// One item with what the engine needs of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,6 +90,22 @@ impl Piece {
 }
 
 impl Entry {
+    /// An item of which its client's view is all that is left: its sound is known by its words.
+    pub fn of_past(past: PastItem) -> Self {
+        let length = (past.seconds * f64::from(RATE)) as usize;
+        let piece = |part| match part {
+            Part::InputText { text } | Part::OutputText { text } => Piece::Text(text),
+            Part::InputAudio { transcript } => Piece::Sound { segments: Vec::new(), length, transcript },
+        };
+        let Item { id, status, kind, .. } = past.item;
+        let body = match kind {
+            ItemKind::Message { role, content } => Body::Message(role, content.into_iter().map(piece).collect()),
+            ItemKind::FunctionCall { call_id, name, arguments } => Body::Call { call_id, name, arguments },
+            ItemKind::FunctionCallOutput { call_id, output } => Body::Output { call_id, output },
+        };
+        Self { id, status, body }
+    }
+
     /// As a client sees it.
     pub fn show(&self) -> Item {
         let kind = match &self.body {

@@ -11,11 +11,14 @@
 //! moment speech begins or the client says so, its [`TurnId`] is never used again, and what the engine still says about it is passed over. So a
 //! cancel followed at once by a create works, and a late token never reaches the next turn.
 //!
+//! A session that ended can be built again from the events that its client was sent: [`Session::resume`].
+//!
 //! Parts: [`segment`] finds where turns begin and end, [`conversation`] keeps what was said, `turn` tells one response, `commands` obeys the client.
 
 mod commands;
 pub mod conversation;
 mod rate;
+mod resumed;
 pub mod segment;
 mod spoken;
 mod turn;
@@ -24,6 +27,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
+
+use crate::audio::intake::Format;
 use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Config;
@@ -79,8 +85,10 @@ pub enum Input<'a> {
 pub enum Output {
     /// Tell the client.
     Send {
-        /// Unique in the session.
+        /// Unique in the conversation.
         event_id: String,
+        /// The same as a number that grows with each event, and leaves some out.
+        number: u64,
         /// What.
         event: Box<ServerEvent>,
     },
@@ -105,16 +113,16 @@ pub enum Output {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     queue: VecDeque<Output>,
-    names: u64,
-    events: u64,
+    /// One count for events and names, so that whoever knows the last event of a conversation can go on with it and never gives a name twice.
+    count: u64,
     suffix: String,
 }
 
 impl Outbox {
     pub(crate) fn send(&mut self, event: ServerEvent) {
-        self.events += 1;
-        let event_id = format!("event_{}_{}", self.suffix, self.events);
-        self.queue.push_back(Output::Send { event_id, event: Box::new(event) });
+        self.count += 1;
+        let event_id = format!("event_{}_{}", self.suffix, self.count);
+        self.queue.push_back(Output::Send { event_id, number: self.count, event: Box::new(event) });
     }
 
     fn error(&mut self, error: ErrorBody) {
@@ -133,8 +141,8 @@ impl Outbox {
 
     /// A new name, such as `item_…`.
     pub(crate) fn name(&mut self, kind: &str) -> String {
-        self.names += 1;
-        format!("{kind}_{}_{}", self.suffix, self.names)
+        self.count += 1;
+        format!("{kind}_{}_{}", self.suffix, self.count)
     }
 }
 
@@ -190,7 +198,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session that has `session.created` to say.
+    /// A session that is yet to be [greeted with](Session::greet).
     pub fn new(birth: Birth, model: &str, config: Arc<Config>, now: Duration) -> Self {
         let Birth { id, suffix, tenant, settings } = birth;
         let per_minute = config.limits.responses_per_minute;
@@ -220,12 +228,21 @@ impl Session {
             now,
             last_word: now,
             quiet: None,
-            out: Outbox { queue: VecDeque::new(), names: 0, events: 0, suffix },
+            out: Outbox { queue: VecDeque::new(), count: 0, suffix },
             config,
         };
         this.listen();
-        this.out.send(ServerEvent::SessionCreated { session: this.settings.show(&this.name, &this.model) });
         this
+    }
+
+    /// Tells a client that has come, the first one or another, what holds. `format` is what its sound begins in, `resume` how it can come back.
+    pub fn greet(&mut self, format: Format, resume: Option<Value>) {
+        self.settings.format = format;
+        let mut session = self.settings.show(&self.name, &self.model);
+        if let Some(resume) = resume {
+            session["resume"] = resume;
+        }
+        self.out.send(ServerEvent::SessionCreated { session });
     }
 
     /// Takes one input. `now` is the time since any fixed moment and never goes back.
@@ -266,6 +283,11 @@ impl Session {
         let idle = self.last_word + Duration::from_secs(self.config.limits.idle_seconds);
         let stall = self.ear.in_turn().then_some(self.last_sound + STALL);
         idle.min(stall.unwrap_or(idle)).min(self.timeout().map_or(idle, |(at, _)| at))
+    }
+
+    /// The conversation's name on the wire.
+    pub fn conversation_id(&self) -> String {
+        format!("conv_{}", self.out.suffix)
     }
 
     /// The session's name on the wire.
@@ -473,7 +495,7 @@ impl Session {
         let opening = Opening {
             turn,
             response_id: self.out.name("resp"),
-            conversation_id: format!("conv_{}", self.out.suffix),
+            conversation_id: self.conversation_id(),
             out_of_band: params.out_of_band,
             metadata: params.metadata.clone(),
             max_output_tokens: params.max_output_tokens.unwrap_or(s.max_output_tokens),

@@ -10,7 +10,7 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::{App, assets, auth, chat, secrets, transcriptions, websocket};
+use super::{App, assets, auth, chat, conversations, secrets, transcriptions, websocket};
 use crate::protocol::openai::ErrorBody;
 
 /// Describes every route to programs; tests hold the two together.
@@ -29,6 +29,10 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/audio/transcriptions", post(transcriptions::transcribe)),
         ("/v1/realtime", get(websocket::upgrade)),
         ("/v1/realtime/client_secrets", secrets::route()),
+        ("/v1/conversations", get(conversations::list)),
+        ("/v1/conversations/{name}", get(conversations::read).delete(conversations::delete)),
+        ("/v1/conversations/{name}/events", get(conversations::events)),
+        ("/v1/captions/{name}", get(conversations::captions)),
     ]
 }
 

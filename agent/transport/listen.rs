@@ -1,33 +1,64 @@
-//! Between any live wire and its session: the ears take what the client sends, the session's task does what the session wants.
+//! Between any live wire and its session: the ears take what the client sends, the session's [`task`](super::task) does what the session wants.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use axum::extract::ws::close_code;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc};
-use tokio::time::Instant;
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::App;
 use super::auth::Access;
+use super::line::Line;
 use super::websocket::Goodbye;
+use super::{App, task};
 use crate::audio::intake::Intake;
-use crate::audio::ring::{Reader, Writer, ring};
+use crate::audio::ring::{Writer, ring};
 use crate::audio::{AudioError, samples};
-use crate::engine::{self, Event, SessionId, Tenant, Turn};
+use crate::engine::Tenant;
 use crate::metrics::count;
 use crate::protocol::openai::{ClientEvent, ErrorBody, Incoming, Kind, Refusal, Settings, parse};
-use crate::session::{Birth, EarId, Input, Output, Session, TurnId};
 
 /// Events that may wait for the session. It takes them in microseconds; a client that sends more at once waits for itself alone.
 const EVENTS: usize = 64;
 
 /// An event and the position in the sound at which it was sent.
-type Marked = (u64, Result<Incoming, Refusal>);
+pub(super) type Marked = (u64, Result<Incoming, Refusal>);
 
 /// The session is over.
 #[derive(Debug)]
 pub(super) struct Over;
+
+/// Who comes, and what for.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    /// Whose conversations these are.
+    pub(super) tenant: Tenant,
+    /// What its session begins with.
+    pub(super) settings: Settings,
+    /// For the list of conversations: `chat`, `captions` or `call`.
+    pub(super) kind: String,
+    pub(super) resume: Resume,
+}
+
+impl Caller {
+    /// Somebody who comes once.
+    pub(super) fn new(tenant: Tenant, settings: Settings) -> Self {
+        let kind = if settings.kind == Kind::Transcription { "captions" } else { "chat" };
+        Self { tenant, settings, kind: kind.to_owned(), resume: Resume::Never }
+    }
+}
+
+/// Whether a client can come back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Resume {
+    /// Its session ends with its connection.
+    #[default]
+    Never,
+    /// It will be told how.
+    New,
+    /// It does: to the conversation of this name, of which it has the events up to a number.
+    Again(String, u64),
+}
 
 /// Takes in what one client sends.
 pub(super) struct Ears {
@@ -36,6 +67,7 @@ pub(super) struct Ears {
     ring: Writer,
     sound: Arc<Notify>,
     events: mpsc::Sender<Marked>,
+    said_goodbye: Arc<AtomicBool>,
     fresh: Vec<f32>,
 }
 
@@ -48,30 +80,43 @@ pub(super) fn settings(app: &App, access: &Access, kind: Kind) -> Settings {
     settings
 }
 
-/// A new session: its ears, and the task that is to run until they are dropped. Frames are what the client is to be sent.
+/// A client's session: its ears, and how its connection is to be ended once it is over. Frames are what the client is to be sent.
 pub(super) fn session(
     app: Arc<App>,
-    tenant: Tenant,
-    settings: Settings,
+    caller: Caller,
     frames: mpsc::Sender<String>,
 ) -> (Ears, impl Future<Output = Goodbye> + Send + 'static) {
-    let (writer, reader) = ring(samples(app.config.limits.ring_seconds));
-    let sound = Arc::new(Notify::new());
+    let (writer, ring) = ring(samples(app.config.limits.ring_seconds));
+    let (sound, said_goodbye) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
     let (events, queue) = mpsc::channel(EVENTS);
+    let (goodbye, told) = oneshot::channel();
     let ears = Ears {
         app: app.clone(),
-        intake: Intake::new(settings.format),
+        intake: Intake::new(caller.settings.format),
         ring: writer,
         sound: sound.clone(),
         events,
+        said_goodbye: said_goodbye.clone(),
         fresh: Vec::new(),
     };
-    let (id, suffix) = app.next_session();
-    let birth = Birth { id, suffix, tenant, settings };
-    (ears, run(app, birth, reader, sound, queue, frames))
+    let line = Line::new(ring, sound, queue, said_goodbye, frames, goodbye, caller.settings.format);
+    task::begin(app.clone(), line, caller);
+    let ended = async move {
+        told.await.unwrap_or_else(|_| {
+            count(&app.metrics.session_panics);
+            tracing::error!("a session ended by a panic, which is a bug");
+            Goodbye::new(close_code::ERROR, "internal error")
+        })
+    };
+    (ears, ended)
 }
 
 impl Ears {
+    /// The client has ended the conversation itself: nobody waits for it to come back.
+    pub(super) fn goodbye(&self) {
+        self.said_goodbye.store(true, Relaxed);
+    }
+
     /// A text frame: an event.
     pub(super) async fn text(&mut self, text: &str) -> Result<(), Over> {
         match parse(text) {
@@ -135,170 +180,5 @@ impl Ears {
 
     async fn event(&mut self, event: Result<Incoming, Refusal>) -> Result<(), Over> {
         self.events.send((self.ring.position(), event)).await.map_err(|_| Over)
-    }
-}
-
-/// Gives the engine's memory back and keeps the count, however the session ends.
-struct Presence {
-    app: Arc<App>,
-    id: SessionId,
-}
-
-impl Drop for Presence {
-    fn drop(&mut self) {
-        self.app.engine.close(self.id);
-        self.app.metrics.sessions_active.fetch_sub(1, Relaxed);
-    }
-}
-
-/// What the session's task holds.
-struct Task {
-    app: Arc<App>,
-    session: Session,
-    born: Instant,
-    ring: Reader,
-    samples: Vec<f32>,
-    frames: mpsc::Sender<String>,
-    turn: Option<(TurnId, Turn)>,
-    listening: engine::ears::Ears<EarId>,
-}
-
-async fn run(
-    app: Arc<App>,
-    birth: Birth,
-    ring: Reader,
-    sound: Arc<Notify>,
-    mut events: mpsc::Receiver<Marked>,
-    frames: mpsc::Sender<String>,
-) -> Goodbye {
-    count(&app.metrics.sessions);
-    app.metrics.sessions_active.fetch_add(1, Relaxed);
-    let _presence = Presence { app: app.clone(), id: birth.id };
-    let born = Instant::now();
-    let session = Session::new(birth, app.engine.model(), app.config.clone(), born.elapsed());
-    tracing::info!(session = session.name(), "session begins");
-    let mut ending = app.ending.clone();
-    let mut task =
-        Task { app, session, born, ring, samples: Vec::new(), frames, turn: None, listening: Default::default() };
-    let goodbye = loop {
-        if let Err(goodbye) = task.obey() {
-            break goodbye;
-        }
-        let deadline = task.born + task.session.deadline();
-        tokio::select! {
-            event = events.recv() => match event {
-                Some(event) => task.event(event),
-                None => break Goodbye::new(close_code::NORMAL, ""),
-            },
-            (turn, event) = next(&mut task.turn) => task.engine(turn, event),
-            (ear, caption) = task.listening.next() => match caption {
-                Some(caption) => task.input(Input::Caption(ear, caption)),
-                None => task.input(Input::CaptionsEnded(ear)),
-            },
-            () = sound.notified() => {
-                // Events that were sent between two stretches of sound are obeyed between them: all that were sent before `heard` are queued by now.
-                let heard = task.ring.written();
-                while let Ok(event) = events.try_recv() {
-                    task.event(event);
-                }
-                task.hear(heard);
-            }
-            () = tokio::time::sleep_until(deadline) => task.input(Input::Tick),
-            _ = ending.wait_for(|ending| *ending) => break Goodbye::new(close_code::AWAY, "the server is ending"),
-        }
-    };
-    if task.turn.is_some() {
-        count(&task.app.metrics.turns_cancelled);
-    }
-    tracing::info!(session = task.session.name(), code = goodbye.code, reason = goodbye.reason, "session ends");
-    goodbye
-}
-
-/// The running turn's next event; for ever when there is none.
-async fn next(turn: &mut Option<(TurnId, Turn)>) -> (TurnId, Option<Event>) {
-    match turn {
-        Some((id, turn)) => (*id, turn.next().await),
-        None => std::future::pending().await,
-    }
-}
-
-impl Task {
-    fn input(&mut self, input: Input<'_>) {
-        if matches!(input, Input::Refused(_)) {
-            count(&self.app.metrics.client_errors);
-        }
-        self.session.handle(input, self.born.elapsed());
-    }
-
-    fn hear(&mut self, until: u64) {
-        let mut samples = std::mem::take(&mut self.samples);
-        let lost = self.ring.read(until, &mut samples);
-        if !samples.is_empty() || lost > 0 {
-            self.input(Input::Sound { samples: &samples, lost });
-        }
-        self.samples = samples;
-    }
-
-    fn event(&mut self, (position, event): Marked) {
-        self.hear(position);
-        match event {
-            Ok(incoming) => self.input(Input::Client(incoming)),
-            Err(refusal) => self.input(Input::Refused(refusal)),
-        }
-    }
-
-    fn engine(&mut self, turn: TurnId, event: Option<Event>) {
-        if matches!(event, None | Some(Event::Done { .. } | Event::Failed(_))) {
-            self.turn = None;
-        }
-        if matches!(event, None | Some(Event::Failed(_))) {
-            count(&self.app.metrics.turns_failed);
-        }
-        match event {
-            Some(event) => self.input(Input::Engine(turn, event)),
-            None => self.input(Input::EngineEnded(turn)),
-        }
-    }
-
-    /// Does what the session wants, until it wants nothing.
-    fn obey(&mut self) -> Result<(), Goodbye> {
-        while let Some(output) = self.session.poll() {
-            match output {
-                Output::Send { event_id, event } => match self.frames.try_send(event.to_json(&event_id)) {
-                    Ok(()) => {}
-                    Err(TrySendError::Closed(_)) => return Err(Goodbye::new(close_code::NORMAL, "")),
-                    Err(TrySendError::Full(_)) => {
-                        count(&self.app.metrics.slow_clients);
-                        let goodbye = Goodbye::new(close_code::POLICY, "you read too slowly");
-                        return Err(Goodbye { drain: false, ..goodbye });
-                    }
-                },
-                Output::Start(id, request) => {
-                    count(&self.app.metrics.turns);
-                    match self.app.engine.respond(*request) {
-                        Ok(turn) => self.turn = Some((id, turn)),
-                        Err(error) => self.engine(id, Some(Event::Failed(error))),
-                    }
-                }
-                Output::Cancel(id) => {
-                    if self.turn.take_if(|(running, _)| *running == id).is_some() {
-                        count(&self.app.metrics.turns_cancelled);
-                    }
-                }
-                Output::Listen(ear, listen) => {
-                    let opened = self.app.engine.listen(*listen).inspect_err(|e| tracing::debug!(%e, "no ear"));
-                    self.listening.open(ear, opened.ok());
-                }
-                Output::Hear(samples) => self.listening.hear(&samples),
-                Output::EndOfSound(ear) => {
-                    if !self.listening.finish() {
-                        self.input(Input::CaptionsEnded(ear));
-                    }
-                }
-                Output::Unlisten => self.listening.close(),
-                Output::CloseIdle => return Err(Goodbye::new(close_code::NORMAL, "nothing was heard from you")),
-            }
-        }
-        Ok(())
     }
 }

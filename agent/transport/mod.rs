@@ -3,9 +3,13 @@
 mod assets;
 mod auth;
 mod chat;
+mod conversations;
 mod http;
+mod line;
 mod listen;
+mod live;
 mod secrets;
+mod task;
 mod transcriptions;
 mod visit;
 mod websocket;
@@ -19,21 +23,26 @@ use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::engine::{Engine, SessionId};
+use crate::journal::{Journal, JournalError, place};
 use crate::metrics::Metrics;
 
 /// What every connection of one server shares.
 pub(crate) struct App {
     config: Arc<Config>,
     engine: Arc<dyn Engine>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
+    journal: Option<Journal>,
+    live: Arc<live::Live<line::Line>>,
     guard: auth::Guard,
     /// One permit a session.
     places: Arc<Semaphore>,
     sessions: AtomicU64,
-    /// Seconds since 1970; makes the names of sessions unique across restarts.
+    /// Seconds since 1970.
     started: u64,
+    /// Milliseconds since 1970; makes the names of sessions unique across restarts.
+    started_ms: u128,
     /// Turns true when the server is to end.
     ending: watch::Receiver<bool>,
 }
@@ -46,14 +55,14 @@ impl App {
 
     fn next_session(&self) -> (SessionId, String) {
         let n = self.sessions.fetch_add(1, Ordering::Relaxed);
-        (SessionId(n), format!("{:x}x{n:x}", self.started))
+        (SessionId(n), format!("{:x}x{n:x}", self.started_ms))
     }
 }
 
 /// Serves until `shutdown` is ready, then lets sessions say goodbye (close 1001) for at most `server.drain_seconds`.
 ///
 /// # Errors
-/// When the listener has no address or accepting fails for good.
+/// When the listener has no address, the journal cannot be opened, or accepting fails for good.
 pub async fn serve(
     listener: TcpListener,
     config: Arc<Config>,
@@ -63,12 +72,18 @@ pub async fn serve(
     let address = listener.local_addr()?;
     let (end, ending) = watch::channel(false);
     let places = Arc::new(Semaphore::new(config.server.max_sessions));
+    let metrics = Arc::new(Metrics::default());
+    let journal = open_journal(&config.journal, &metrics).map_err(io::Error::other)?;
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let app = Arc::new(App {
         guard: auth::Guard::new(&config.server, address),
-        metrics: Metrics::default(),
+        metrics,
+        journal,
+        live: live::Live::new(config.server.max_sessions),
         places: places.clone(),
         sessions: AtomicU64::new(1),
-        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        started: started.as_secs(),
+        started_ms: started.as_millis(),
         ending: ending.clone(),
         engine,
         config: config.clone(),
@@ -97,4 +112,14 @@ pub async fn serve(
     let all = u32::try_from(config.server.max_sessions).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(patience, places.acquire_many(all)).await;
     Ok(())
+}
+
+fn open_journal(config: &config::Journal, metrics: &Arc<Metrics>) -> Result<Option<Journal>, JournalError> {
+    if !config.enabled {
+        return Ok(None);
+    }
+    let path = place(config)?;
+    let journal = Journal::open(&path, config, metrics.clone())?;
+    tracing::info!(path = %path.display(), days = config.retention_days, "conversations are kept; journal.enabled = false keeps none");
+    Ok(Some(journal))
 }

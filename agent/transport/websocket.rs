@@ -24,11 +24,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 use super::auth::Access;
+use super::conversations::Back;
 use super::http::refuse;
+use super::listen::Caller;
 use super::{App, listen, visit};
-use crate::engine::Tenant;
-use crate::metrics::count;
-use crate::protocol::openai::{ErrorBody, Kind, Settings};
+use crate::protocol::openai::{ErrorBody, Kind};
 
 /// A ping each, so that proxies keep the connection and a vanished peer is noticed.
 const PING: Duration = Duration::from_secs(20);
@@ -40,6 +40,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 #[derive(Deserialize)]
 pub(super) struct Params {
     intent: Option<String>,
+    #[serde(flatten)]
+    back: Back,
 }
 
 /// Why a connection ends, as its close frame says it.
@@ -79,7 +81,11 @@ pub(super) async fn upgrade(
             return refuse(StatusCode::BAD_REQUEST, &error).into_response();
         }
     };
-    let settings = listen::settings(&app, &access, kind);
+    let caller = Caller::new(access.tenant, listen::settings(&app, &access, kind));
+    let caller = match params.back.caller(&app, caller).await {
+        Ok(caller) => caller,
+        Err(refused) => return refused.into_response(),
+    };
     // The place is taken before the upgrade, so that a refusal is plain HTTP that every client can read.
     let place = match visit::place(&app) {
         Ok(place) => place,
@@ -91,32 +97,27 @@ pub(super) async fn upgrade(
         .max_message_size(most)
         .max_frame_size(most)
         .on_upgrade(async move |socket| {
-            connection(socket, app, access.tenant, settings).await;
+            connection(socket, app, caller).await;
             drop(place);
         })
         .into_response()
 }
 
-async fn connection(socket: WebSocket, app: Arc<App>, tenant: Tenant, settings: Settings) {
+async fn connection(socket: WebSocket, app: Arc<App>, caller: Caller) {
     let (sink, mut stream) = socket.split();
     let (frames, queue) = mpsc::channel(app.config.limits.send_queue);
     let (hang_up, hung_up) = oneshot::channel();
-    let (ears, session) = listen::session(app.clone(), tenant, settings, frames);
+    let (ears, session) = listen::session(app, caller, frames);
     let writer = tokio::spawn(write(sink, queue, hung_up));
-    let mut session = tokio::spawn(session);
+    tokio::pin!(session);
     let goodbye = tokio::select! {
         ended = &mut session => ended,
         goodbye = read(&mut stream, ears) => {
-            // Reading is over, and with it the session's input: it ends by itself, and gives its turn up.
-            let ended = (&mut session).await;
-            ended.map(|_| goodbye)
+            // Reading is over, and with it the session's input: it ends by itself and gives its turn up, or waits for its client to come back.
+            let ended = session.await;
+            if ended.code == close_code::ERROR { ended } else { goodbye }
         }
     };
-    let goodbye = goodbye.unwrap_or_else(|panic| {
-        count(&app.metrics.session_panics);
-        tracing::error!(%panic, "a session ended by a panic, which is a bug");
-        Goodbye::new(close_code::ERROR, "internal error")
-    });
     let _ = hang_up.send(goodbye);
     // The peer's own close comes back through the reader; until then the close is not clean.
     let _ = timeout(GOODBYE, async { while let Some(Ok(_)) = stream.next().await {} }).await;
@@ -136,7 +137,13 @@ async fn read(stream: &mut SplitStream<WebSocket>, mut ears: listen::Ears) -> Go
             Message::Text(text) => ears.text(text.as_str()).await,
             Message::Binary(bytes) => ears.binary(&bytes).await,
             Message::Ping(_) | Message::Pong(_) => Ok(()),
-            Message::Close(_) => return Goodbye::new(close_code::NORMAL, ""),
+            Message::Close(frame) => {
+                // A page that is left or reloaded says 1001.
+                if frame.is_none_or(|frame| matches!(frame.code, close_code::NORMAL | close_code::STATUS)) {
+                    ears.goodbye();
+                }
+                return Goodbye::new(close_code::NORMAL, "");
+            }
         };
         if heard.is_err() {
             // The session has ended; its own goodbye is on the way.

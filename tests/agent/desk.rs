@@ -58,7 +58,7 @@ impl Desk {
     pub fn settle(&mut self) {
         while let Some(output) = self.session.poll() {
             match output {
-                Output::Send { event_id, event } => {
+                Output::Send { event_id, event, .. } => {
                     self.told.push(serde_json::from_str(&event.to_json(&event_id)).unwrap());
                 }
                 Output::Start(turn, request) => self.started.push((turn, *request)),

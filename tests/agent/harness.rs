@@ -136,10 +136,11 @@ pub struct Server {
     pub task: tokio::task::JoinHandle<std::io::Result<()>>,
 }
 
-/// The defaults, with the detector that takes any noise for speech, so that tests need no voices.
+/// The defaults, with the detector that takes any noise for speech, so that tests need no voices, and nothing kept.
 pub fn config() -> Config {
     let mut config = Config::default();
     config.voice.detector = Detector::Energy;
+    config.journal.enabled = false;
     config
 }
 
@@ -194,6 +195,20 @@ impl Server {
         Ok(Client { socket, protocol, session: Value::Null })
     }
 
+    /// A connection that can be come back to: with an empty token the first one, else one more.
+    pub async fn resume(&self, token: &str, after: &str) -> Client {
+        self.resume_with(token, after, &[]).await.unwrap()
+    }
+
+    pub async fn resume_with(
+        &self,
+        token: &str,
+        after: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Client, Error> {
+        self.connect_to(&format!("resume={token}&after={after}"), headers).await
+    }
+
     /// A plain HTTP/1.1 GET: status, whole head in lower case, body.
     pub async fn get(&self, path: &str, headers: &str) -> (u16, String, String) {
         self.request("GET", path, headers, "").await
@@ -207,7 +222,7 @@ impl Server {
         (status, serde_json::from_str(&answer).unwrap())
     }
 
-    async fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String, String) {
+    pub async fn request(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String, String) {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let host = if headers.to_lowercase().contains("host:") { String::new() } else { "Host: localhost\r\n".into() };

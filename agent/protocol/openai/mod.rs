@@ -36,6 +36,11 @@
 //!   somebody speaks: what seems to follow the words of `conversation.item.input_audio_transcription.delta`, which are never taken back.
 //! - `session.include` with `"hearken.timings"`: `response.done` carries `response.timings_ms {queued, encode, words, prefill, think, reply}`,
 //!   milliseconds on the compute thread.
+//! - *Coming back*: a client that connects with `?resume=` (empty) finds `session.resume {token, conversation_id, seconds}` in `session.created`. After a
+//!   lost connection, or after a restart of the server, it connects with `?resume=TOKEN&after=EVENT_ID`, where that is the last event that it has: it is
+//!   sent what it missed, then `session.created`, and goes on. For so many seconds the session itself goes on without it; later it is built again
+//!   from what was told, its sound known by its words. Pieces of a reply are not told again where its whole text is. Events are numbered by the end of
+//!   their `event_id`, which grows and leaves numbers out. The sound of each connection begins in the default format.
 //! - `reasoning.effort` may also be set for one response, in `response.create`.
 //!
 //! # Errors
@@ -44,6 +49,7 @@
 
 mod client;
 mod item;
+mod past;
 mod server;
 mod settings;
 mod tools;
@@ -52,6 +58,7 @@ mod turns;
 pub(crate) use client::decode as decode_base64;
 pub use client::{ClientEvent, Incoming, InputItem, NewItem, NewKind, NewPart, ResponseParams, parse, parse_session};
 pub use item::{Item, ItemKind, Object, Part, Status};
+pub use past::{Past, PastItem, PastResponse};
 pub use server::{
     BufferedText, CachedDetails, ErrorBody, Place, RateLimit, Response, ResponseStatus, Seconds, ServerEvent,
     StatusDetails, TimingsMs, TokenDetails, Usage,

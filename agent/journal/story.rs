@@ -1,0 +1,180 @@
+//! A conversation as people read it: who said what, when, and how it went.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::reader::{Head, Row};
+
+/// Who said something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Who {
+    /// The person.
+    User,
+    /// The model.
+    Agent,
+}
+
+/// One turn.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Turn {
+    /// The item's name, or the response's.
+    pub id: String,
+    /// Whose it is.
+    pub who: Who,
+    /// Whether it was spoken, and not typed.
+    pub spoken: bool,
+    /// What was said.
+    pub words: String,
+    /// What the model thought of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reasoning: String,
+    /// Milliseconds since the conversation began.
+    pub begins_ms: i64,
+    /// Milliseconds since the conversation began.
+    pub ends_ms: i64,
+    /// Of a response: `completed`, `cancelled`, `incomplete`, `failed`, or `in_progress` when its end was never told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
+    /// Why it is not whole.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub status_details: Value,
+    /// Where its time went, for those who had asked for it.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub timings_ms: Value,
+    /// The words in the pieces in which they were told, each with its time.
+    #[serde(skip)]
+    pub pieces: Vec<(i64, String)>,
+}
+
+/// All of it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Story {
+    /// What the list says of it.
+    #[serde(flatten)]
+    pub head: Head,
+    /// The number of its last event.
+    pub last_event: u64,
+    /// In the order in which they began.
+    pub turns: Vec<Turn>,
+}
+
+impl Story {
+    pub(super) fn of(head: Head, rows: &[Row]) -> Self {
+        let origin = rows.first().map_or(head.created_ms, |row| row.at);
+        let mut story = Self { head, last_event: rows.last().map_or(0, |row| row.number), turns: Vec::new() };
+        for row in rows {
+            // Older or newer programs may have written what this one does not know.
+            if let Ok(event) = serde_json::from_str::<Value>(&row.frame) {
+                story.event(&event, row.at - origin);
+            }
+        }
+        story.turns.retain(|turn| !turn.words.is_empty() || !turn.reasoning.is_empty() || turn.spoken);
+        for turn in &mut story.turns {
+            turn.words = turn.words.trim().to_owned();
+            turn.reasoning = turn.reasoning.trim().to_owned();
+        }
+        story
+    }
+
+    fn turn(&mut self, who: Who, id: &str, at: i64) -> &mut Turn {
+        let index = self.turns.iter().rposition(|turn| turn.id == id).unwrap_or_else(|| {
+            self.turns.push(Turn {
+                id: id.to_owned(),
+                who,
+                spoken: false,
+                words: String::new(),
+                reasoning: String::new(),
+                begins_ms: at,
+                ends_ms: at,
+                status: None,
+                status_details: Value::Null,
+                timings_ms: Value::Null,
+                pieces: Vec::new(),
+            });
+            self.turns.len() - 1
+        });
+        &mut self.turns[index]
+    }
+
+    fn spoken(&mut self, id: &str, at: i64) -> &mut Turn {
+        let turn = self.turn(Who::User, id, at);
+        turn.spoken = true;
+        turn
+    }
+
+    fn event(&mut self, event: &Value, at: i64) {
+        let text = |key: &str| event[key].as_str().unwrap_or_default();
+        let (item_id, response_id) = (text("item_id"), text("response_id"));
+        match text("type") {
+            "input_audio_buffer.speech_started" => {
+                let started = event["audio_start_ms"].as_i64().unwrap_or_default();
+                let turn = self.spoken(item_id, at);
+                // Until it is over, what the stream's clock said; then how long it was.
+                turn.ends_ms = turn.begins_ms - started;
+            }
+            "input_audio_buffer.speech_stopped" => {
+                let stopped = event["audio_end_ms"].as_i64().unwrap_or_default();
+                let turn = self.spoken(item_id, at);
+                turn.ends_ms = (turn.ends_ms + stopped).clamp(turn.begins_ms, at);
+            }
+            "conversation.item.input_audio_transcription.delta" => {
+                let turn = self.spoken(item_id, at);
+                turn.pieces.push((at, text("delta").to_owned()));
+                turn.words.push_str(text("delta"));
+            }
+            "conversation.item.input_audio_transcription.completed" => {
+                self.spoken(item_id, at).words = text("transcript").to_owned();
+            }
+            "conversation.item.added" | "conversation.item.done" => self.item(&event["item"], at),
+            "response.created" => {
+                let id = event["response"]["id"].as_str().unwrap_or_default();
+                self.turn(Who::Agent, id, at).status = Some("in_progress".to_owned());
+            }
+            "response.reasoning_text.delta" => self.turn(Who::Agent, response_id, at).reasoning += text("delta"),
+            "response.reasoning_text.done" => {
+                self.turn(Who::Agent, response_id, at).reasoning = text("text").to_owned();
+            }
+            "response.output_text.delta" => {
+                let turn = self.turn(Who::Agent, response_id, at);
+                turn.pieces.push((at, text("delta").to_owned()));
+                turn.words += text("delta");
+            }
+            "response.done" => {
+                let response = &event["response"];
+                let turn = self.turn(Who::Agent, response["id"].as_str().unwrap_or_default(), at);
+                turn.ends_ms = at;
+                turn.status = response["status"].as_str().map(str::to_owned);
+                turn.status_details = response["status_details"].clone();
+                turn.timings_ms = response["timings_ms"].clone();
+                let parts = response["output"].as_array().into_iter().flatten();
+                let said = parts.flat_map(|item| item["content"].as_array().into_iter().flatten());
+                let said: Vec<&str> = said.filter_map(|part| part["text"].as_str()).collect();
+                if !said.is_empty() {
+                    turn.words = said.join("\n\n");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A person's item; the model's are told with its responses.
+    fn item(&mut self, item: &Value, at: i64) {
+        if item["role"] != "user" {
+            return;
+        }
+        let id = item["id"].as_str().unwrap_or_default();
+        for part in item["content"].as_array().into_iter().flatten() {
+            match (part["type"].as_str(), part["text"].as_str().or(part["transcript"].as_str())) {
+                (Some("input_audio"), words) => {
+                    let turn = self.spoken(id, at);
+                    if let Some(words) = words {
+                        turn.words = words.to_owned();
+                    }
+                }
+                (_, Some(words)) => self.turn(Who::User, id, at).words = words.to_owned(),
+                _ => {}
+            }
+        }
+    }
+}
