@@ -18,7 +18,7 @@ const GROUPS: usize = 8;
 
 /// Up to so many rows memory is what a product waits for. It then pays to fetch weights [`AHEAD`] lines before their turn: the processor's
 /// own prefetcher begins anew with every page.
-const FEW: usize = 8;
+const FEW: usize = 16;
 const AHEAD: usize = 48;
 
 /// All rows of a tile with all rows of a panel.

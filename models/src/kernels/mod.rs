@@ -25,6 +25,7 @@ pub(crate) mod threads;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
+pub(crate) use activations::Slots;
 use activations::{Sums, Tile};
 pub(crate) use affine::{Affine, Packed, forward};
 pub(crate) use attention::attend;
@@ -50,7 +51,7 @@ pub(crate) enum Level {
 
 impl Level {
     /// Those this machine has, the best last.
-    fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -69,7 +70,7 @@ impl Level {
     }
 
     /// The best this machine has.
-    fn best() -> Self {
+    pub(crate) fn best() -> Self {
         static BEST: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
         *BEST.get_or_init(|| Self::all().pop().expect("plain Rust is everywhere"))
     }

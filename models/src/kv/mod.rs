@@ -6,6 +6,8 @@
 //! gives its memory back at once. Source: Kwon et al. 2023 (PagedAttention), with the prefix index of vLLM.
 
 mod attend;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod index;
 mod store;
 

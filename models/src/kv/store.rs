@@ -13,7 +13,7 @@ use crate::Result;
 
 /// Numbers that share a scale in 8-bit storage. Qwen's key bias makes a few dimensions of a head huge: a scale for the whole head would
 /// drown the others (MODEL.md, "Numbers to plan with").
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 /// What the lanes of [`super::attend`] work on at once; a head's width is padded to a multiple of it.
 pub(super) const LANES: usize = 32;
 
@@ -164,48 +164,78 @@ impl Store {
         }
     }
 
-    /// One head's keys `[head, BLOCK]` and values `[BLOCK, head]` of a block in f32, padded; `scratch` is used where they are stored otherwise.
-    pub(super) fn planes<'a>(
-        &'a self,
-        block: u32,
-        layer: usize,
-        head: usize,
-        shape: Shape,
-        scratch: &'a mut [Vec<f32>; 2],
-    ) -> [&'a [f32]; 2] {
+    /// One head's keys `[head, BLOCK]` and values `[BLOCK, head]` of a block as they are stored, padded.
+    pub(super) fn planes(&self, block: u32, layer: usize, head: usize, shape: Shape) -> [Plane<'_>; 2] {
         let Self::Cpu { blocks, .. } = self else { unreachable!("tensors are read by rows") };
         let data = blocks[block as usize].as_ref().expect("a block of a table has memory");
-        let plane = shape.plane();
-        let range = |side: usize| shape.at(layer, head, side)..shape.at(layer, head, side) + plane;
-        if let Data::F32(numbers) = data {
-            return [&numbers[range(0)], &numbers[range(1)]];
-        }
-        for (side, out) in scratch.iter_mut().enumerate() {
-            out.resize(plane, 0.0);
+        [0, 1].map(|side| {
+            let range = shape.at(layer, head, side)..shape.at(layer, head, side) + shape.plane();
             match data {
-                Data::F32(_) => unreachable!("read in place"),
-                Data::F16(numbers) => numbers[range(side)].convert_to_f32_slice(out),
-                Data::Bf16(numbers) => numbers[range(side)].convert_to_f32_slice(out),
+                Data::F32(numbers) => Plane::F32(&numbers[range]),
+                Data::F16(numbers) => Plane::F16(&numbers[range]),
+                Data::Bf16(numbers) => Plane::Bf16(&numbers[range]),
                 Data::Q8 { quants, scales } => {
-                    let range = range(side);
                     let scales = &scales[range.start / GROUP..range.end / GROUP];
-                    if side == 0 {
-                        // Rows are dimensions: a group of rows shares a row of scales, one a token.
-                        let rows = quants[range].chunks_exact(BLOCK).zip(out.chunks_exact_mut(BLOCK));
-                        for (d, (q, out)) in rows.enumerate() {
-                            let scales = &scales[d / GROUP * BLOCK..][..BLOCK];
-                            out.iter_mut().zip(q).zip(scales).for_each(|((o, q), s)| *o = f32::from(*q) * s);
-                        }
-                    } else {
-                        let groups = quants[range].chunks_exact(GROUP).zip(out.chunks_exact_mut(GROUP)).zip(scales);
-                        for ((q, out), s) in groups {
-                            out.iter_mut().zip(q).for_each(|(o, q)| *o = f32::from(*q) * s);
-                        }
-                    }
+                    Plane::Q8 { quants: &quants[range], scales }
+                }
+            }
+        })
+    }
+}
+
+/// One head's keys or values in one block.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Plane<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    Bf16(&'a [bf16]),
+    /// Scales: of keys `[head / GROUP, BLOCK]`, of values `[BLOCK, head / GROUP]`.
+    Q8 {
+        quants: &'a [i8],
+        scales: &'a [f32],
+    },
+}
+
+impl<'a> Plane<'a> {
+    /// Numbers in it.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::F32(numbers) => numbers.len(),
+            Self::F16(numbers) => numbers.len(),
+            Self::Bf16(numbers) => numbers.len(),
+            Self::Q8 { quants, .. } => quants.len(),
+        }
+    }
+
+    /// In f32; `side` 0 for keys, 1 for values. `scratch` is used where they are stored otherwise.
+    pub(super) fn widened<'b>(self, side: usize, scratch: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        if let Self::F32(numbers) = self {
+            return numbers;
+        }
+        scratch.resize(self.len(), 0.0);
+        match self {
+            Self::F32(_) => unreachable!("read in place"),
+            Self::F16(numbers) => numbers.convert_to_f32_slice(scratch),
+            Self::Bf16(numbers) => numbers.convert_to_f32_slice(scratch),
+            Self::Q8 { quants, scales } if side == 0 => {
+                // Rows are dimensions: a group of rows shares a row of scales, one a token.
+                let rows = quants.chunks_exact(BLOCK).zip(scratch.chunks_exact_mut(BLOCK));
+                for (d, (q, out)) in rows.enumerate() {
+                    let scales = &scales[d / GROUP * BLOCK..][..BLOCK];
+                    out.iter_mut().zip(q).zip(scales).for_each(|((o, q), s)| *o = f32::from(*q) * s);
+                }
+            }
+            Self::Q8 { quants, scales } => {
+                let groups = quants.chunks_exact(GROUP).zip(scratch.chunks_exact_mut(GROUP)).zip(scales);
+                for ((q, out), s) in groups {
+                    out.iter_mut().zip(q).for_each(|(o, q)| *o = f32::from(*q) * s);
                 }
             }
         }
-        [&scratch[0], &scratch[1]]
+        scratch
     }
 }
 
