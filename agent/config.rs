@@ -87,11 +87,20 @@ pub struct Model {
     pub words: Words,
     /// Compute threads; 0 takes one for each core.
     pub threads: usize,
+    /// How keys and values are stored on a CPU: `f32`, `f16`, `bf16` or `q8`. A GPU stores what it computes with.
+    pub kv: crate::engine::KvType,
 }
 
 impl Default for Model {
     fn default() -> Self {
-        Self { name: "nano".into(), path: None, device: "auto".into(), words: Words::Beside, threads: 0 }
+        Self {
+            name: "nano".into(),
+            path: None,
+            device: "auto".into(),
+            words: Words::Beside,
+            threads: 0,
+            kv: Default::default(),
+        }
     }
 }
 

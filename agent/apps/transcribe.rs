@@ -183,6 +183,7 @@ impl<'a> Words<'a> {
             pace: Pace::ThinkBefore,
             max_reply_tokens: MOST_WORDS,
             sampling: Sampling::greedy(),
+            words: false,
         })
     }
 }

@@ -65,6 +65,7 @@ impl Ask {
             pace: Pace::default(),
             max_reply_tokens: config.thinking.max_reply_tokens,
             sampling,
+            words: false,
         };
         let engine = super::engine(&config)?;
         let mut turn = engine.respond(request)?;

@@ -120,7 +120,7 @@ impl Bench {
         if self.json {
             println!("{}", serde_json::json!({"name": name, "ms": ms, "best_ms": best, "rate": rate}));
         } else {
-            println!("{name:<34} {ms:>10.1} ms {best:>10.1} ms   {rate}");
+            println!("{name:<34} {ms:>10.3} ms {best:>10.3} ms   {rate}");
         }
     }
 }

@@ -158,6 +158,7 @@ fn engine_with(config: &Config, batched: bool) -> Result<Local> {
         words: config.model.words == Words::Beside,
         turns: config.server.max_sessions,
         remembered_tokens: REMEMBERED_TOKENS,
+        kv: config.model.kv,
         batched,
     };
     Local::start(options).with_context(|| format!("the model in {} cannot be used", path.display()))

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub use hearken_models::kv::KvType;
 pub use hearken_models::prompt::{Content, Item, Role, Thinking};
 pub use hearken_models::sampler::Sampling;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,9 @@ pub struct Request {
     pub max_reply_tokens: usize,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// Whether the words of the newest sound are wanted ([`Event::Heard`]). A word ear tells them in any case; without one the model itself is
+    /// asked, on a fork.
+    pub words: bool,
 }
 
 /// Why a turn ended.
@@ -111,7 +115,7 @@ pub struct Timings {
 /// known; with another [`Pace`] than [`Pace::ThinkBefore`], reasoning and reply come side by side.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The words of the newest sound, from the checkpoint's word ear. Absent where it has none.
+    /// The words of the newest sound: from the checkpoint's word ear, or from the model itself where there is none and they were wanted.
     Heard(String),
     /// More reasoning text.
     Reasoning(String),

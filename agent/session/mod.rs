@@ -485,6 +485,7 @@ impl Session {
             pace: thinking.pace,
             max_reply_tokens: params.max_output_tokens.unwrap_or(s.max_output_tokens).within(thinking.max_reply_tokens),
             sampling: self.config.sampling.for_turn(self.responses),
+            words: s.transcription.is_some(),
         }
     }
 

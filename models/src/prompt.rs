@@ -105,6 +105,29 @@ impl PromptFormat {
         }
     }
 
+    /// What stands behind a message's last sound to ask for its words, up to the point where they begin: no reasoning, and nothing else is
+    /// asked. nano was trained on these very words.
+    pub fn transcription(self) -> Vec<Piece> {
+        let mut out = Rendered::default();
+        if self == Self::Step {
+            out.control("<audio_end>".into());
+        }
+        out.text("\nTranscribe the speech.");
+        out.control(self.close());
+        out.control(self.open("assistant"));
+        out.control(self.thought(Thinking::Off).into());
+        out.pieces
+    }
+
+    /// What the assistant's turn begins with.
+    fn thought(self, thinking: Thinking) -> &'static str {
+        match (self, thinking) {
+            (_, Thinking::On) => "<think>\n",
+            (Self::Step, Thinking::Off) => "<think>\n\n</think>\n",
+            (Self::ChatMl, Thinking::Off) => "<think>\n\n</think>\n\n",
+        }
+    }
+
     /// Renders `items` up to the point where the assistant's words begin.
     ///
     /// `tools` is the JSON array of function schemas, empty when there are none.
@@ -123,11 +146,7 @@ impl PromptFormat {
             self.tools(tools, &mut out);
         }
         out.control(self.open("assistant"));
-        out.control(match (self, thinking) {
-            (_, Thinking::On) => "<think>\n".into(),
-            (Self::Step, Thinking::Off) => "<think>\n\n</think>\n".into(),
-            (Self::ChatMl, Thinking::Off) => "<think>\n\n</think>\n\n".into(),
-        });
+        out.control(self.thought(thinking).into());
         out.pieces
     }
 

@@ -4,14 +4,22 @@ use std::sync::Arc;
 
 use hearken::engine::local::{Local, LocalOptions};
 use hearken::engine::{
-    Caption, Content, Engine, Event, Item, Listen, Listening, Pace, Request, Role, Sampling, SessionId, Tenant,
+    Caption, Content, Engine, Event, Item, KvType, Listen, Listening, Pace, Request, Role, Sampling, SessionId, Tenant,
     Thinking, Timings, Turn, Usage,
 };
 
 fn nano(words: bool) -> Local {
     let path = crate::nano_directory();
-    Local::start(LocalOptions { path, device: "cpu".into(), words, turns: 8, remembered_tokens: 8192, batched: true })
-        .unwrap()
+    Local::start(LocalOptions {
+        path,
+        device: "cpu".into(),
+        words,
+        turns: 8,
+        remembered_tokens: 8192,
+        kv: KvType::F32,
+        batched: true,
+    })
+    .unwrap()
 }
 
 fn spoken(samples: &[f32]) -> Vec<Item> {
@@ -30,6 +38,7 @@ fn request(session: u64, conversation: Vec<Item>) -> Request {
         pace: Pace::ThinkBefore,
         max_reply_tokens: 12,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        words: true,
     }
 }
 
@@ -100,6 +109,70 @@ fn a_turn_heard_while_spoken_is_the_turn_heard_afterwards() {
     let again = told(engine.respond(of_another(request(2, spoken(&samples)))).unwrap());
     assert_eq!((&again.reasoning, &again.reply), (&cold.reasoning, &cold.reply));
     assert_eq!(again.usage.cached_tokens + 1, again.usage.sound_tokens + again.usage.text_tokens);
+}
+
+/// Speaks to its end without waiting, and reads all captions: what was committed, and how many there were.
+fn captions(listening: &mut Listening, samples: &[f32]) -> (String, usize) {
+    // As fast as it hears, so that it reads again and again: a caption is waited for every four seconds.
+    let (mut committed, mut count) = (String::new(), 0);
+    let mut take = |caption: Caption| {
+        committed.push_str(&caption.committed);
+        count += 1;
+        caption.is_last
+    };
+    for part in samples.chunks(64_000) {
+        part.chunks(320).for_each(|packet| assert_eq!(listening.push(packet), 0));
+        if part.len() == 64_000 {
+            assert!(!take(listening.blocking_next().unwrap()));
+        }
+    }
+    listening.finish();
+    while !take(listening.blocking_next().expect("the last caption is marked")) {}
+    (committed, count)
+}
+
+#[test]
+fn i3_where_no_ear_reads_words_the_decoder_does_and_leaves_the_prefix_as_it_was() {
+    let engine = nano(false);
+    let samples = jfk();
+    let cold = told(engine.respond(request(1, spoken(&samples))).unwrap());
+    assert!(cold.heard.to_lowercase().contains("country"), "{:?}", cold.heard);
+    let mut listening = listen(&engine, 2, Tenant(2));
+    let (committed, count) = captions(&mut listening, &samples);
+    assert!(committed.to_lowercase().contains("country") && count >= 3, "{count}: {committed:?}");
+    drop(listening);
+    let mut again = request(2, spoken(&samples));
+    again.tenant = Tenant(2);
+    let warm = told(engine.respond(again).unwrap());
+    assert_eq!((&warm.reasoning, &warm.reply), (&cold.reasoning, &cold.reply));
+    assert_eq!(warm.heard, committed, "what the ear has read to its end is not read again");
+}
+
+#[test]
+fn i3_full_attention_hears_provisionally_while_it_is_spoken() {
+    let path = crate::tests("golden/tiny");
+    let options = LocalOptions {
+        path,
+        device: "cpu".into(),
+        words: true,
+        turns: 4,
+        remembered_tokens: 2048,
+        kv: KvType::Q8,
+        batched: true,
+    };
+    let engine = Local::start(options).unwrap();
+    let samples = &jfk()[..10 * 16_000];
+    let mut asked = request(1, spoken(samples));
+    (asked.thinking_budget, asked.max_reply_tokens) = (12, 6);
+    let cold = told(engine.respond(asked.clone()).unwrap());
+    let mut listening = listen(&engine, 2, Tenant(2));
+    // Random weights say what they like; that they are asked while the segment is open, and that it leaves no trace, is what counts.
+    let (_, count) = captions(&mut listening, samples);
+    assert!(count >= 3, "{count}");
+    drop(listening);
+    (asked.session, asked.tenant) = (SessionId(2), Tenant(2));
+    let warm = told(engine.respond(asked).unwrap());
+    assert_eq!((&warm.reasoning, &warm.reply), (&cold.reasoning, &cold.reply));
 }
 
 #[test]
@@ -225,8 +298,15 @@ fn i5_an_ear_takes_a_segment_and_says_what_found_no_room() {
 #[test]
 fn what_does_not_fit_is_refused_before_it_begins() {
     let path = crate::nano_directory();
-    let options =
-        LocalOptions { path, device: "cpu".into(), words: false, turns: 8, remembered_tokens: 0, batched: true };
+    let options = LocalOptions {
+        path,
+        device: "cpu".into(),
+        words: false,
+        turns: 8,
+        remembered_tokens: 0,
+        kv: KvType::F32,
+        batched: true,
+    };
     let engine = Local::start(options).unwrap();
     let mut long =
         request(1, vec![Item::Message { role: Role::User, content: vec![Content::Text("a b ".repeat(16_000))] }]);

@@ -21,6 +21,7 @@ async fn serve() -> String {
         words: true,
         turns: 2,
         remembered_tokens: 4096,
+        kv: Default::default(),
         batched: true,
     };
     let engine = tokio::task::spawn_blocking(|| Local::start(options)).await.unwrap().unwrap();

@@ -15,11 +15,14 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::Command;
 use super::prompt::{self, Ears, Filling, SLICE, Unread};
+use super::reader::{Agreement, Reader};
 use super::track::Track;
 use crate::engine::{Caption, Feed, Listen, SessionId};
 
-/// New samples after which the words are read again.
+/// New samples after which the words are read again: by the word ear, and by the decoder, which with full attention hears the segment anew
+/// for it, provisionally.
 const TICK: usize = 16_000;
+const SLOW_TICK: usize = 32_000;
 
 /// The way of the samples from a session to the compute thread.
 #[derive(Debug)]
@@ -122,14 +125,15 @@ pub(super) struct Listener {
     /// Tokens of the segment that the track had when listening began.
     skip: usize,
     guess: Option<Guess>,
+    /// The same by the decoder.
+    pub(super) reader: Option<Reader>,
+    agreement: Agreement,
     /// Samples heard when the last guess began.
     guessed: usize,
     /// Whether the guess is the last one, of the whole segment.
     ends: bool,
     /// All words of the segment, when it was closed and read to its end.
     last_words: Option<String>,
-    /// Whether there is an ear for words.
-    reads: bool,
     captions: Option<Captions>,
 }
 
@@ -188,10 +192,11 @@ impl Listener {
             prefix: before.len(),
             skip,
             guess: None,
+            reader: None,
+            agreement: Agreement::default(),
             guessed,
             ends: false,
             last_words: None,
-            reads: model.words.is_some(),
             captions: out,
         })
     }
@@ -222,7 +227,7 @@ impl Listener {
     /// Whether its session has closed it and it has done what was left: nothing comes after the closing, so that is looked at first.
     pub(super) fn is_over(&self) -> bool {
         let told = self.last_words.is_some() && self.captions.as_ref().is_none_or(|captions| captions.due.is_none());
-        self.is_closed() && self.is_drained() && (told || self.ears.is_none() || !self.reads || !self.is_read())
+        self.is_closed() && self.is_drained() && (told || self.ears.is_none() || !self.is_read())
     }
 
     /// No more sound will come.
@@ -259,12 +264,12 @@ impl Listener {
 
     /// Goes on reading the words; `false` when there is nothing to read now.
     pub(super) fn read(&mut self, model: &Checkpoint) -> Result<bool> {
-        let (Some(ear), Some(ears)) = (&model.words, &mut self.ears) else { return Ok(false) };
+        let Some(ear) = &model.words else { return self.ask(model) };
+        let is_due = self.is_due(TICK);
+        let closed = self.is_closed();
+        let Some(ears) = &mut self.ears else { return Ok(false) };
         let Some(guess) = &mut self.guess else {
-            let closed = self.inlet.closed.load(Ordering::Acquire);
-            let wanted = self.captions.as_ref().is_some_and(|captions| !captions.out.is_closed());
-            let due = if closed { wanted && self.last_words.is_none() } else { ears.heard() >= self.guessed + TICK };
-            if !due || !self.incoming.is_empty() {
+            if !is_due {
                 return Ok(false);
             }
             self.guessed = ears.heard();
@@ -280,16 +285,60 @@ impl Listener {
             if self.ends {
                 self.last_words = Some(ear.said(words)?);
             }
-            if let Some(captions) = &mut self.captions {
-                let mut due = captions.due.take().unwrap_or_default();
-                due.committed.push_str(&reading.committed);
-                due.tentative = reading.tentative;
-                due.is_last = self.ends;
-                captions.due = Some(due);
-                captions.flush();
-            }
+            self.tell(&reading.committed, reading.tentative);
         }
         Ok(true)
+    }
+
+    /// Whether the words are to be read again, `tick` samples after the last time. No sooner than all that has come is heard.
+    fn is_due(&self, tick: usize) -> bool {
+        let Some(ears) = &self.ears else { return false };
+        let new = ears.heard() >= self.guessed + tick;
+        let due = if self.is_closed() { self.is_read() && self.last_words.is_none() } else { new };
+        due && self.incoming.is_empty()
+    }
+
+    fn tell(&mut self, committed: &str, tentative: String) {
+        if let Some(captions) = &mut self.captions {
+            let mut due = captions.due.take().unwrap_or_default();
+            due.committed.push_str(committed);
+            due.tentative = tentative;
+            due.is_last = self.ends;
+            captions.due = Some(due);
+            captions.flush();
+        }
+    }
+
+    /// Asks the decoder for the words, on a fork that hears the segment as if it ended here. It reads with the passes that follow.
+    fn ask(&mut self, model: &Checkpoint) -> Result<bool> {
+        let is_due = self.reader.is_none() && self.is_read() && self.is_due(SLOW_TICK);
+        let Some(ears) = self.ears.as_ref().filter(|_| is_due && self.is_drained()) else { return Ok(false) };
+        self.guessed = ears.heard();
+        self.ends = self.is_closed();
+        let (sound, mut track) = (ears.tokens(), self.track.fork());
+        if sound == 0 {
+            self.last_words = self.ends.then(String::new);
+            self.tell("", String::new());
+            return Ok(false);
+        }
+        ears.fork().finish(self.skip, &mut track)?;
+        self.reader = Some(Reader::new(model, track, sound, &self.agreement.committed)?);
+        Ok(true)
+    }
+
+    /// Draws the next token of the words.
+    pub(super) fn spell(&mut self, model: &Checkpoint, logits: &mut [f32]) -> Result<()> {
+        if let Some(reader) = &mut self.reader
+            && reader.draw(model, logits)?
+        {
+            let (committed, tentative) = self.agreement.settle(reader.text(), self.ends);
+            self.reader = None;
+            if self.ends {
+                self.last_words = Some(self.agreement.committed.clone());
+            }
+            self.tell(&committed, tentative);
+        }
+        Ok(())
     }
 
     /// The segment as far as it was heard.

@@ -36,7 +36,12 @@ const fn encoder(name: &'static str, seconds: usize) -> Measured {
     Measured { name, unit: "× real time", amount: seconds as f64, context: 0, tokens: 0, streams: seconds, passes: 0 }
 }
 
-const WORKS: [Measured; 10] = [
+/// A fork of so many tokens, and the copy of its last block when it writes.
+const fn fork(name: &'static str, context: usize) -> Measured {
+    Measured { name, unit: "forks/s", amount: 1.0, context, tokens: 0, streams: 1, passes: 1 }
+}
+
+const WORKS: [Measured; 11] = [
     encoder("encoder 30 s (with mel)", 30),
     encoder("encoder 5 s (with mel)", 5),
     encoder("hear 5 s (mel, encoder, adaptor)", 5),
@@ -47,6 +52,7 @@ const WORKS: [Measured; 10] = [
     decoder("decode at 2048", 2048, 1, 1, 16),
     decoder("decode 8 streams at 128", 128, 1, 8, 8),
     encoder("words of 5 s", 5),
+    fork("fork of 2000 tokens", 2000),
 ];
 
 /// A model to be measured.
@@ -91,7 +97,28 @@ impl Meter {
             }
             return Ok(begun.elapsed());
         }
+        if work.tokens == 0 {
+            return self.fork(work.context);
+        }
         self.decode(work)
+    }
+
+    fn fork(&self, tokens: usize) -> Result<Duration> {
+        let decoder = &self.checkpoint.decoder;
+        let pool = decoder.pool(tokens + 64, KvType::F32)?;
+        let mut sequence = pool.sequence();
+        let ids: Vec<u32> = (0..tokens).map(|i| (i * 37 % 500 + 100) as u32).collect();
+        decoder.forward(&decoder.embed(&ids)?, &mut [Share { sequence: &mut sequence, tokens }])?;
+        let used = pool.fill().used;
+        let begun = Instant::now();
+        let mut fork = sequence.fork();
+        fork.reserve(1)?;
+        let spent = begun.elapsed();
+        let copied = pool.fill().used - used;
+        if copied > 1 {
+            return Err(Error::Input(format!("a fork took {copied} blocks")));
+        }
+        Ok(spent)
     }
 
     /// The decoder's perplexity on a text of at least two tokens: how surprised it is by each token but the first.

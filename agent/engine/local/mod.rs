@@ -9,6 +9,7 @@ mod listener;
 pub mod measure;
 mod memory;
 mod prompt;
+mod reader;
 mod schedule;
 mod track;
 mod turn;
@@ -20,10 +21,10 @@ use std::sync::mpsc as queue;
 use std::time::Instant;
 
 use hearken_models::checkpoint::{Checkpoint, Options, SEGMENT};
-use hearken_models::kv::{KvType, Pool};
+use hearken_models::kv::Pool;
 use tokio::sync::mpsc;
 
-use super::{Caption, Engine, EngineError, Event, Listen, Listening, Request, SessionId, Turn};
+use super::{Caption, Engine, EngineError, Event, KvType, Listen, Listening, Request, SessionId, Turn};
 use listener::{Inlet, Outside};
 use schedule::{Counters, Schedule};
 
@@ -43,6 +44,8 @@ pub struct LocalOptions {
     pub turns: usize,
     /// Tokens of past conversations kept in memory.
     pub remembered_tokens: usize,
+    /// How keys and values are stored, on a CPU.
+    pub kv: KvType,
     /// Whether all live sequences go through the decoder together; one by one is for comparison.
     pub batched: bool,
 }
@@ -130,7 +133,7 @@ fn open(options: &LocalOptions) -> Result<(Checkpoint, Pool), hearken_models::Er
     let second = [0.0; 16_000];
     checkpoint.words(&second, || true)?;
     let context = checkpoint.decoder.config().max_position_embeddings;
-    let pool = checkpoint.decoder.pool(options.remembered_tokens + context.min(32_768), KvType::F32)?;
+    let pool = checkpoint.decoder.pool(options.remembered_tokens + context.min(32_768), options.kv)?;
     let mut sequence = pool.sequence();
     for heard in checkpoint.hear(&second)? {
         let tokens = heard.embeddings.dim(0)?;

@@ -54,6 +54,11 @@ impl Ears {
         self.naming.flush().last().copied()
     }
 
+    /// Tokens that the segment has if it ends here.
+    pub(super) fn tokens(&self) -> usize {
+        self.made + self.naming.flush().len()
+    }
+
     /// Samples heard.
     pub(super) fn heard(&self) -> usize {
         self.samples.len()
@@ -71,7 +76,7 @@ impl Ears {
     }
 
     /// The segment ends here: puts the rest of it into the track.
-    fn finish(&mut self, skip: usize, track: &mut Track) -> Result<()> {
+    pub(super) fn finish(&mut self, skip: usize, track: &mut Track) -> Result<()> {
         let (rest, units) = (self.hearing.flush()?.embeddings, self.naming.flush());
         self.put(&rest, units, skip, track)
     }
@@ -169,6 +174,23 @@ pub(super) fn newest(parts: &[Part]) -> impl Iterator<Item = Option<Unit>> {
         Part::Sound(sound) if sound.newest => Some(sound.name()),
         _ => None,
     })
+}
+
+/// Where the last of these sounds ends, in tokens of the prompt, and how many tokens all of them have.
+pub(super) fn newest_place(parts: &[Part]) -> Option<(usize, usize)> {
+    let (mut at, mut end, mut sound) = (0, None, 0);
+    for part in parts {
+        match part {
+            Part::Tokens(ids) => at += ids.len(),
+            Part::Sound(one) => {
+                at += one.units.len();
+                if one.newest {
+                    (end, sound) = (Some(at), sound + one.units.len());
+                }
+            }
+        }
+    }
+    end.map(|end| (end, sound))
 }
 
 /// What each token of a prompt stands for.

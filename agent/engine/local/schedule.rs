@@ -15,7 +15,7 @@ use super::memory::Memories;
 use super::track::Track;
 use super::turn::{Branch, Live, Plan};
 use super::{Command, Ear, Job};
-use crate::engine::{EngineError, Event, Finish, SessionId};
+use crate::engine::{EngineError, Event, SessionId};
 
 /// Prompt tokens that go through with others' decode steps: what a newcomer may cost them per token.
 const CHUNK: usize = 64;
@@ -48,6 +48,8 @@ impl Arrival {
 enum Whose {
     Turn(usize, Branch),
     Listener(usize),
+    /// What reads the words of a listener's sound.
+    Reader(usize),
 }
 
 /// Handles' counts of what is admitted and not ended.
@@ -222,13 +224,13 @@ impl Schedule {
     /// Ends the turns that are done, and of the others those that match.
     fn cancel(&mut self, which: impl Fn(&Live) -> bool) {
         for turn in &mut self.live {
-            if turn.finish.is_none() && which(turn) {
-                turn.finish = Some(Finish::Cancelled);
+            if !turn.is_over() && which(turn) {
+                turn.give_up();
             }
         }
         let mut i = 0;
         while i < self.live.len() {
-            let Some(finish) = self.live[i].finish else {
+            let Some(finish) = self.live[i].finish.filter(|_| self.live[i].is_over()) else {
                 i += 1;
                 continue;
             };
@@ -331,12 +333,15 @@ impl Schedule {
     fn step(&mut self) -> bool {
         let mut waiting: Vec<(Whose, usize)> = Vec::new();
         for (i, turn) in self.live.iter_mut().enumerate() {
-            if turn.finish.is_none() && turn.flush() {
+            if !turn.is_over() && turn.flush() {
                 let branches: Vec<_> = turn.branches().collect();
                 waiting.extend(branches.into_iter().map(|(branch, rows)| (Whose::Turn(i, branch), rows)));
             }
         }
-        let heard = self.listeners.iter().enumerate().map(|(i, l)| (Whose::Listener(i), l.track.waiting()));
+        let heard = self.listeners.iter().enumerate().flat_map(|(i, l)| {
+            let asked = l.reader.as_ref().map_or(0, |reader| reader.track.waiting());
+            [(Whose::Listener(i), l.track.waiting()), (Whose::Reader(i), asked)]
+        });
         waiting.extend(heard.filter(|(_, rows)| *rows > 0));
         let decodes = |whose: &Whose| matches!(whose, Whose::Turn(i, _) if self.live[*i].is_decoding());
         let decoding = waiting.iter().any(|(whose, _)| decodes(whose));
@@ -350,6 +355,7 @@ impl Schedule {
             let taken = match whose {
                 Whose::Turn(i, branch) => self.live[i].take(branch, most),
                 Whose::Listener(i) => self.listeners[i].take(most),
+                Whose::Reader(i) => self.listeners[i].reader.as_mut().map_or(Ok(None), |r| r.track.take(most)),
             };
             match taken {
                 Ok(Some(next)) => rows.push((whose, next)),
@@ -372,7 +378,7 @@ impl Schedule {
     fn fail(&mut self, mut failed: Vec<(Whose, String)>) {
         let place = |whose: &Whose| match whose {
             Whose::Turn(i, _) => (0, *i),
-            Whose::Listener(i) => (1, *i),
+            Whose::Listener(i) | Whose::Reader(i) => (1, *i),
         };
         failed.sort_by_key(|(whose, _)| std::cmp::Reverse(place(whose)));
         failed.dedup_by_key(|(whose, _)| place(whose));
@@ -382,7 +388,7 @@ impl Schedule {
                     self.live.remove(i).refuse(error);
                     self.counters.turns.fetch_sub(1, Ordering::AcqRel);
                 }
-                Whose::Listener(i) => {
+                Whose::Listener(i) | Whose::Reader(i) => {
                     tracing::warn!(error, "a listening has failed; its turn goes without");
                     drop(self.listeners.remove(i));
                     self.counters.ears.fetch_sub(1, Ordering::AcqRel);
@@ -401,9 +407,12 @@ impl Schedule {
             }
             Err(e) => return rows.iter().map(|(whose, _)| (*whose, e.to_string())).collect(),
         };
-        let draw = |(i, branch, mut logits): (usize, Branch, Vec<f32>)| {
-            let drawn = self.live[i].draw(&self.model, branch, &mut logits);
-            drawn.err().map(|e| (Whose::Turn(i, branch), e.to_string()))
+        let draw = |(whose, mut logits): (Whose, Vec<f32>)| {
+            let drawn = match whose {
+                Whose::Turn(i, branch) => self.live[i].draw(&self.model, branch, &mut logits),
+                Whose::Listener(i) | Whose::Reader(i) => self.listeners[i].spell(&self.model, &mut logits),
+            };
+            drawn.err().map(|e| (whose, e.to_string()))
         };
         logits.into_iter().filter_map(draw).collect()
     }
@@ -412,11 +421,12 @@ impl Schedule {
         match whose {
             Whose::Turn(i, branch) => self.live[i].track(branch).is_some_and(|track| track.is_behind()),
             Whose::Listener(i) => self.listeners[i].track.is_behind(),
+            Whose::Reader(i) => self.listeners[i].reader.as_ref().is_some_and(|reader| reader.track.is_behind()),
         }
     }
 
     /// One pass: the logits behind the last row of each branch that has no further rows waiting.
-    fn logits(&mut self, rows: &[(Whose, Tensor)]) -> Result<Vec<(usize, Branch, Vec<f32>)>> {
+    fn logits(&mut self, rows: &[(Whose, Tensor)]) -> Result<Vec<(Whose, Vec<f32>)>> {
         let tensors: Vec<&Tensor> = rows.iter().map(|(_, t)| t).collect();
         let x = match tensors[..] {
             [] => return Ok(Vec::new()),
@@ -427,12 +437,16 @@ impl Schedule {
         let new = |whose: &Whose, n: usize| match whose {
             Whose::Turn(..) => 0,
             Whose::Listener(i) => self.listeners[*i].track.sequence.blocks_for(n),
+            Whose::Reader(i) => self.listeners[*i].reader.as_ref().map_or(0, |r| r.track.sequence.blocks_for(n)),
         };
         let blocks = rows.iter().map(|(whose, t)| new(whose, t.dims()[0])).sum();
         self.memories.make_room(&self.pool, blocks, promised(&self.live));
         let turns = self.live.iter_mut().enumerate();
         let turns = turns.flat_map(|(i, turn)| turn.tracks().map(move |(branch, t)| (Whose::Turn(i, branch), t)));
-        let ears = self.listeners.iter_mut().enumerate().map(|(i, l)| (Whose::Listener(i), &mut l.track));
+        let ears = self.listeners.iter_mut().enumerate().flat_map(|(i, l)| {
+            let reader = l.reader.as_mut().map(|reader| (Whose::Reader(i), &mut reader.track));
+            std::iter::once((Whose::Listener(i), &mut l.track)).chain(reader)
+        });
         let mut next = rows.iter().peekable();
         let mut shares = Vec::with_capacity(rows.len());
         for (whose, track) in turns.chain(ears) {
@@ -445,19 +459,22 @@ impl Schedule {
         let mut at = 0;
         for (whose, tensor) in rows {
             at += tensor.dims()[0];
-            if let Whose::Turn(i, branch) = whose
-                && self.live[*i].wants_logits(*branch)
-            {
-                last.push((*i, *branch, at as u32 - 1));
+            let wanted = match whose {
+                Whose::Turn(i, branch) => self.live[*i].wants_logits(*branch),
+                Whose::Listener(_) => false,
+                Whose::Reader(i) => self.listeners[*i].reader.as_ref().is_some_and(|r| r.track.waiting() == 0),
+            };
+            if wanted {
+                last.push((*whose, at as u32 - 1));
             }
         }
         if last.is_empty() {
             return Ok(Vec::new());
         }
-        let index: Vec<u32> = last.iter().map(|(_, _, row)| *row).collect();
+        let index: Vec<u32> = last.iter().map(|(_, row)| *row).collect();
         let picked = hidden.index_select(&Tensor::new(index, hidden.device())?, 0)?;
         let logits = self.model.decoder.logits(&picked)?.to_vec2::<f32>()?;
-        Ok(last.into_iter().map(|(i, branch, _)| (i, branch)).zip(logits).map(|((i, b), l)| (i, b, l)).collect())
+        Ok(last.into_iter().map(|(whose, _)| whose).zip(logits).collect())
     }
 }
 

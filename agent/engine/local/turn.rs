@@ -18,6 +18,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::Job;
 use super::memory::Memory;
 use super::prompt::{self, Ears, Filling, Part, Unread};
+use super::reader::Reader;
 use super::track::Track;
 use crate::engine::{EngineError, Event, Finish, Pace, Request, SessionId, Thinking, Timings, Usage};
 
@@ -46,6 +47,8 @@ pub(super) enum Branch {
     Mind,
     /// A reply beside the reasoning.
     Mouth,
+    /// The words of the sound, read by the decoder.
+    Words,
 }
 
 /// How tokens become text.
@@ -133,6 +136,9 @@ pub(super) struct Live {
     /// Words that are still to be written into the reasoning.
     words: Option<String>,
     words_alone: bool,
+    /// Where the newest sound ends and how long it is, in tokens, as long as its words are to be read by the decoder.
+    to_read: Option<(usize, usize)>,
+    reader: Option<Reader>,
     /// The reasoning waits for the words; whether it is over when they come.
     holding: Option<bool>,
     /// The end of the reasoning so far, as far as [`WORDS`] is looked for in it.
@@ -175,6 +181,11 @@ impl Live {
         } else {
             Vec::new()
         };
+        // An open ear may have had them read to the end.
+        let known: Option<Vec<&str>> =
+            prompt::newest(&plan.parts).map(|name| name.and_then(|name| memory.words(name))).collect();
+        let known = known.map(|words| words.join(" "));
+        let to_read = if model.words.is_none() && request.words { prompt::newest_place(&plan.parts) } else { None };
         let filling = Filling::new(model, plan.parts, kept, ears, |name| memory.words(name).is_some());
         let mut turn = Self {
             session: request.session,
@@ -191,6 +202,8 @@ impl Live {
             reading: None,
             words: None,
             words_alone: plan.words_alone,
+            to_read,
+            reader: None,
             holding: None,
             tail: String::new(),
             phase: Phase::Prefill,
@@ -203,6 +216,9 @@ impl Live {
             request,
         };
         turn.hear_words();
+        if let Some(words) = known.filter(|_| turn.to_read.take().is_some()) {
+            turn.outbox.push_back(Event::Heard(words));
+        }
         turn
     }
 
@@ -221,7 +237,9 @@ impl Live {
     pub(super) fn promised(&self) -> usize {
         let own = self.mind.sequence.blocks_for(self.most.saturating_sub(self.mind.sequence.len()));
         // A mouth copies a half-full block and repeats what was said.
-        own + if self.is_paced() { self.request.max_reply_tokens.div_ceil(BLOCK) + 1 } else { 0 }
+        // A reader copies a half-full block, asks, and reads as many tokens as there is sound, and a few.
+        let asked = self.to_read.map_or(0, |(_, sound)| (sound + BLOCK).div_ceil(BLOCK) + 2);
+        own + asked + if self.is_paced() { self.request.max_reply_tokens.div_ceil(BLOCK) + 1 } else { 0 }
     }
 
     /// Lets others who begin alike find its prompt; what was drawn behind it nobody asks for again.
@@ -322,9 +340,12 @@ impl Live {
 
     /// The tracks that have rows for the next pass, and how many.
     pub(super) fn branches(&self) -> impl Iterator<Item = (Branch, usize)> {
+        let going_on = self.finish.is_none();
         let mouth = self.mouth.as_ref().and_then(|mouth| mouth.track.as_ref()).map_or(0, Track::waiting);
-        let rows = [(Branch::Mind, self.mind.waiting()), (Branch::Mouth, mouth)];
-        rows.into_iter().filter(|(_, rows)| *rows > 0)
+        let words = self.reader.as_ref().map_or(0, |reader| reader.track.waiting());
+        let rows = [(Branch::Mind, self.mind.waiting()), (Branch::Mouth, mouth), (Branch::Words, words)];
+        // When all is said, only the words may still be missing.
+        rows.into_iter().filter(move |(branch, rows)| *rows > 0 && (going_on || *branch == Branch::Words))
     }
 
     /// One of its tracks, if it is there.
@@ -332,13 +353,15 @@ impl Live {
         match branch {
             Branch::Mind => Some(&mut self.mind),
             Branch::Mouth => self.mouth.as_mut().and_then(|mouth| mouth.track.as_mut()),
+            Branch::Words => self.reader.as_mut().map(|reader| &mut reader.track),
         }
     }
 
     /// All of its tracks, in the order of [`Live::branches`].
     pub(super) fn tracks(&mut self) -> impl Iterator<Item = (Branch, &mut Track)> {
         let mouth = self.mouth.as_mut().and_then(|mouth| mouth.track.as_mut());
-        std::iter::once((Branch::Mind, &mut self.mind)).chain(mouth.map(|track| (Branch::Mouth, track)))
+        let words = self.reader.as_mut().map(|reader| (Branch::Words, &mut reader.track));
+        std::iter::once((Branch::Mind, &mut self.mind)).chain(mouth.map(|track| (Branch::Mouth, track))).chain(words)
     }
 
     /// Takes up to `most` rows for the next forward pass.
@@ -348,7 +371,7 @@ impl Live {
 
     /// Whether the rows just computed end in the place where the next token is drawn.
     pub(super) fn wants_logits(&mut self, branch: Branch) -> bool {
-        let ready = branch == Branch::Mouth || (self.filling.is_done() && !self.words_alone);
+        let ready = branch != Branch::Mind || (self.filling.is_done() && !self.words_alone);
         ready && self.track(branch).is_some_and(|track| track.waiting() == 0)
     }
 
@@ -357,12 +380,44 @@ impl Live {
         match branch {
             Branch::Mind => self.think(model, logits),
             Branch::Mouth => self.speak(model, logits),
+            Branch::Words => self.spell(model, logits),
         }
+    }
+
+    /// Begins to read the words of the sound, once all of it is in the prefix.
+    fn begin_to_read(&mut self, model: &Checkpoint) -> Result<()> {
+        let Some((end, sound)) = self.to_read.take() else { return Ok(()) };
+        let mut track = self.mind.fork();
+        track.truncate(end);
+        self.reader = Some(Reader::new(model, track, sound, "")?);
+        Ok(())
+    }
+
+    fn spell(&mut self, model: &Checkpoint, logits: &mut [f32]) -> Result<()> {
+        if let Some(reader) = &mut self.reader
+            && reader.draw(model, logits)?
+        {
+            self.outbox.push_back(Event::Heard(reader.text().trim().to_owned()));
+            self.reader = None;
+        }
+        Ok(())
+    }
+
+    /// Whether all of it is said.
+    pub(super) fn is_over(&self) -> bool {
+        self.finish.is_some() && self.reader.is_none()
+    }
+
+    /// Nobody waits for the rest.
+    pub(super) fn give_up(&mut self) {
+        self.finish = Some(Finish::Cancelled);
+        self.reader = None;
     }
 
     fn think(&mut self, model: &Checkpoint, logits: &mut [f32]) -> Result<()> {
         if self.phase == Phase::Prefill {
             self.enter(if self.voice.splitter.is_reasoning() { Phase::Think } else { Phase::Reply });
+            self.begin_to_read(model)?;
             if self.is_paced() && self.request.pace == Pace::SpeakFirst {
                 self.open_mouth(model)?;
             }

@@ -187,6 +187,7 @@ impl Chat {
             pace: thinking.pace,
             max_reply_tokens: most.min(thinking.max_reply_tokens),
             sampling,
+            words: false,
         })
     }
 }

@@ -201,7 +201,7 @@ impl Sequence {
     ///
     /// # Errors
     /// [`Error::KvFull`]; then nothing has changed.
-    pub(crate) fn reserve(&mut self, more: usize) -> Result<()> {
+    pub fn reserve(&mut self, more: usize) -> Result<()> {
         if more == 0 {
             return Ok(());
         }
