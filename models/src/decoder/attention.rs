@@ -20,6 +20,9 @@ pub(super) struct Rotary {
 pub(super) struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
+    /// Where the pass's keys and values lie, for a kernel that reads them there.
+    #[cfg(feature = "flash-attn")]
+    pub(super) paging: Option<kv::Paging>,
 }
 
 impl Rotary {
@@ -31,7 +34,12 @@ impl Rotary {
 
     pub(super) fn angles(&self, positions: impl Iterator<Item = usize>) -> Angles {
         let angles: Vec<f32> = positions.flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f)).collect();
-        Angles { cos: angles.iter().map(|a| a.cos()).collect(), sin: angles.iter().map(|a| a.sin()).collect() }
+        Angles {
+            cos: angles.iter().map(|a| a.cos()).collect(),
+            sin: angles.iter().map(|a| a.sin()).collect(),
+            #[cfg(feature = "flash-attn")]
+            paging: None,
+        }
     }
 }
 
@@ -133,6 +141,12 @@ impl Attention {
         let q = angles.turn_tensor(&split(q, self.heads)?)?;
         let k = angles.turn_tensor(&split(k, self.kv_heads)?)?.transpose(0, 1)?.contiguous()?;
         let v = v.reshape((n, self.kv_heads, self.head))?;
+        #[cfg(feature = "flash-attn")]
+        if let Some(paging) = &angles.paging {
+            let q = q.transpose(0, 1)?.contiguous()?;
+            let all = shares.iter().map(|share| (&*share.sequence, share.tokens));
+            return paging.attend(all, self.layer, [&q, &k, &v])?.reshape((n, self.heads * self.head));
+        }
         let mut mixed = Vec::with_capacity(shares.len());
         let mut from = 0;
         for share in shares {

@@ -177,13 +177,19 @@ impl Decoder {
             share.sequence.reserve(share.tokens)?;
         }
         let positions = shares.iter().flat_map(|s| s.sequence.len()..s.sequence.len() + s.tokens);
-        let angles = self.rotary.angles(positions);
+        #[cfg_attr(not(feature = "flash-attn"), expect(unused_mut, reason = "tables are added to them"))]
+        let mut angles = self.rotary.angles(positions);
         if self.is_plain(shares) && x.dtype() == DType::F32 {
             let rows = self.forward_plain(x.flatten_all()?.to_vec1()?, shares, &angles);
             for share in shares {
                 share.sequence.advance(share.tokens);
             }
             return Ok(Tensor::from_vec(rows, x.shape(), x.device())?);
+        }
+        #[cfg(feature = "flash-attn")]
+        if self.device.is_cuda() && matches!(x.dtype(), DType::BF16 | DType::F16) {
+            let all = shares.iter().map(|share| (&*share.sequence, share.tokens));
+            angles.paging = Some(kv::Paging::of(all, &self.device)?);
         }
         let mut x = x.clone();
         for layer in &self.layers {

@@ -291,17 +291,82 @@ pub(crate) fn step(
     attend(&inner, layer, heads, &all)
 }
 
-/// The same for a device: writes `k` and `v [tokens, kv_heads, head]` behind the sequence's past and gathers all of its keys and values,
-/// `[len + tokens, kv_heads, head]` each.
-pub(crate) fn gather(
-    sequence: &Sequence,
-    layer: usize,
-    k: &Tensor,
-    v: &Tensor,
-) -> candle_core::Result<(Tensor, Tensor)> {
-    let inner = sequence.pool.lock();
-    let Store::Device(layers) = &inner.store else { unreachable!("asked for on devices only") };
-    let (keys, values) = &layers[layer];
+/// What a device's kernel needs to read blocks where they lie, for all sequences of a pass.
+#[cfg(feature = "flash-attn")]
+#[derive(Debug)]
+pub(crate) struct Paging {
+    /// `[sequences, most blocks]`.
+    table: Tensor,
+    /// Where each sequence's queries, and its keys, begin and end when they are counted through: `[sequences + 1]`.
+    ends: [Tensor; 2],
+    longest: [usize; 2],
+}
+
+#[cfg(feature = "flash-attn")]
+impl Paging {
+    /// Of sequences, made room in already, with their number of new tokens.
+    pub(crate) fn of<'a>(
+        shares: impl Iterator<Item = (&'a Sequence, usize)> + Clone,
+        device: &Device,
+    ) -> candle_core::Result<Self> {
+        let lengths = |keys: bool| shares.clone().map(move |(s, new)| if keys { s.length + new } else { new });
+        let ends = |keys: bool| -> candle_core::Result<Tensor> {
+            let sum = lengths(keys).scan(0, |sum, n| {
+                *sum += n as u32;
+                Some(*sum)
+            });
+            Tensor::new(std::iter::once(0).chain(sum).collect::<Vec<u32>>(), device)
+        };
+        let most = shares.clone().map(|(s, _)| s.table.len()).max().unwrap_or(0);
+        // A shorter table is filled up with any block: nobody reads it.
+        let table = shares.clone().flat_map(|(s, _)| s.table.iter().copied().chain(std::iter::repeat(0)).take(most));
+        Ok(Self {
+            table: Tensor::from_vec(table.collect(), (shares.clone().count(), most), device)?,
+            ends: [ends(false)?, ends(true)?],
+            longest: [false, true].map(|keys| lengths(keys).max().unwrap_or(0)),
+        })
+    }
+
+    /// Writes `k` and `v [tokens, kv_heads, head]` behind the sequences' pasts and attends with `q [tokens, heads, head]`, rotated: as many.
+    pub(crate) fn attend<'a>(
+        &self,
+        shares: impl Iterator<Item = (&'a Sequence, usize)>,
+        layer: usize,
+        [q, k, v]: [&Tensor; 3],
+    ) -> candle_core::Result<Tensor> {
+        let mut from = 0;
+        let mut planes = None;
+        for (sequence, tokens) in shares {
+            let inner = sequence.pool.lock();
+            let Store::Device(layers) = &inner.store else { unreachable!("made for devices only") };
+            write(sequence, &layers[layer], &k.narrow(0, from, tokens)?, &v.narrow(0, from, tokens)?)?;
+            from += tokens;
+            planes.get_or_insert_with(|| layers[layer].clone());
+        }
+        let Some((keys, values)) = planes else { return q.zeros_like() };
+        let (rows, kv_heads, head) = keys.dims3()?;
+        let blocks = |x: &Tensor| x.reshape((rows / BLOCK, BLOCK, kv_heads, head));
+        candle_flash_attn::flash_attn_varlen_paged_windowed(
+            q,
+            &blocks(&keys)?,
+            &blocks(&values)?,
+            &self.ends[0],
+            &self.ends[1],
+            &self.table,
+            None,
+            self.longest[0],
+            self.longest[1],
+            (head as f32).powf(-0.5),
+            None,
+            Some(0),
+            BLOCK,
+            None,
+        )
+    }
+}
+
+/// Writes `k` and `v [tokens, kv_heads, head]` behind the sequence's past into a device's tensors of one layer.
+fn write(sequence: &Sequence, (keys, values): &(Tensor, Tensor), k: &Tensor, v: &Tensor) -> candle_core::Result<()> {
     let tokens = k.dim(0)?;
     let mut t = 0;
     while t < tokens {
@@ -313,6 +378,21 @@ pub(crate) fn gather(
         values.slice_set(&v.narrow(0, t, n)?.contiguous()?, 0, row)?;
         t += n;
     }
-    let rows = Tensor::new(sequence.rows(0..sequence.length + tokens), keys.device())?;
+    Ok(())
+}
+
+/// The same for a device: writes `k` and `v [tokens, kv_heads, head]` behind the sequence's past and gathers all of its keys and values,
+/// `[len + tokens, kv_heads, head]` each.
+pub(crate) fn gather(
+    sequence: &Sequence,
+    layer: usize,
+    k: &Tensor,
+    v: &Tensor,
+) -> candle_core::Result<(Tensor, Tensor)> {
+    let inner = sequence.pool.lock();
+    let Store::Device(layers) = &inner.store else { unreachable!("asked for on devices only") };
+    write(sequence, &layers[layer], k, v)?;
+    let (keys, values) = &layers[layer];
+    let rows = Tensor::new(sequence.rows(0..sequence.length + k.dim(0)?), keys.device())?;
     Ok((keys.index_select(&rows, 0)?, values.index_select(&rows, 0)?))
 }
