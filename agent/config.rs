@@ -4,7 +4,7 @@
 //! (`server.listen=…`). Unknown keys are refused in each of them, and every complaint names its key.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,8 @@ pub struct Config {
     pub http: Http,
     /// What is kept of conversations.
     pub journal: Journal,
+    /// How sound comes by WebRTC.
+    pub webrtc: Webrtc,
     /// What is written to the log.
     pub log: Log,
 }
@@ -321,6 +323,43 @@ impl Default for Journal {
     }
 }
 
+/// `[webrtc]`, for /v1/realtime/calls and /v1/whip.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Webrtc {
+    /// Whether it is served at all.
+    pub enabled: bool,
+    /// UDP address and port of all sessions; absent means where the server listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Addresses under which clients reach this machine through a translator that keeps the port: a container's host, a router.
+    pub external_ip: Vec<IpAddr>,
+    /// STUN and TURN servers that clients are told of.
+    pub ice_servers: Vec<IceServer>,
+    /// A peer that has not been heard for so long is gone, seconds; and one that never came.
+    pub gone_seconds: u64,
+}
+
+impl Default for Webrtc {
+    fn default() -> Self {
+        Self { enabled: true, listen: None, external_ip: Vec::new(), ice_servers: Vec::new(), gone_seconds: 30 }
+    }
+}
+
+/// One of `webrtc.ice_servers`, as browsers take it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IceServer {
+    /// `stun:…`, `turn:…` or `turns:…`.
+    pub urls: Vec<String>,
+    /// For TURN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// For TURN. It is told to every client that may come in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Secret>,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -526,6 +565,18 @@ impl Config {
         if matches!(&self.http.reasoning_field[..], "" | "role" | "content" | "refusal" | "tool_calls") {
             return unfit("http.reasoning_field", "must be a name of its own");
         }
+        if self.webrtc.gone_seconds == 0 {
+            return unfit("webrtc.gone_seconds", "must be at least 1");
+        }
+        let known = |url: &String| ["stun:", "stuns:", "turn:", "turns:"].iter().any(|s| url.starts_with(s));
+        let printable = |url: &String| url.bytes().all(|b| b.is_ascii_graphic() && !b"<>\"".contains(&b));
+        if self.webrtc.ice_servers.iter().any(|s| s.urls.is_empty() || !s.urls.iter().all(|u| known(u) && printable(u)))
+        {
+            return unfit(
+                "webrtc.ice_servers",
+                "has a server without urls such as \"stun:host:port\" or \"turn:host:port\"",
+            );
+        }
         if l.idle_seconds == 0 {
             return unfit("limits.idle_seconds", "must be at least 1");
         }
@@ -567,8 +618,11 @@ fn merge(into: &mut Table, from: Table) {
 fn key_of(variable: &str) -> Option<String> {
     let rest = variable.strip_prefix("HEARKEN_")?.to_ascii_lowercase();
     let (section, key) = rest.split_once('_')?;
-    matches!(section, "server" | "model" | "sampling" | "thinking" | "voice" | "limits" | "http" | "journal" | "log")
-        .then(|| format!("{section}.{key}"))
+    matches!(
+        section,
+        "server" | "model" | "sampling" | "thinking" | "voice" | "limits" | "http" | "journal" | "webrtc" | "log"
+    )
+    .then(|| format!("{section}.{key}"))
 }
 
 /// Sets one key from text. The text is TOML where that fits; otherwise a string, or a comma-separated list of strings.

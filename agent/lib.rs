@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  browser · program
-//!     | PCM16, G.711 or Opus over a WebSocket
+//!     | PCM16, G.711 or Opus over a WebSocket; Opus by WebRTC
 //!     v
-//!  transport   speaks a wire, knows no model          http, websocket, auth
+//!  transport   speaks a wire, knows no model          http, websocket, webrtc, auth
 //!     v
-//!  audio       decode, resample to 16 kHz mono, ring  intake, opus, g711, resample, ring, vad, file
+//!  audio       decode, resample to 16 kHz mono, ring  intake, rtp, jitter, opus, g711, resample, ring, vad, file
 //!     v        of fixed size: the oldest sound is dropped and counted
 //!  session     a machine without clock and sockets    segment, spoken, conversation, turn, commands
 //!     v        turns, voice activity, barge-in         (the sound goes on while it is spoken)

@@ -30,6 +30,20 @@ pub struct Metrics {
     pub client_errors: AtomicU64,
     /// Clients disconnected because they read too slowly.
     pub slow_clients: AtomicU64,
+    /// Calls begun by WebRTC or WHIP.
+    pub calls: AtomicU64,
+    /// Readers of server-sent events.
+    pub event_streams: AtomicU64,
+    /// RTP packets taken in.
+    pub rtp_packets: AtomicU64,
+    /// Of these, those that came after they were given up.
+    pub rtp_late: AtomicU64,
+    /// What RTP packets waited for others, microseconds.
+    pub rtp_waited: AtomicU64,
+    /// 16 kHz samples recovered from copies in later packets.
+    pub rtp_recovered: AtomicU64,
+    /// 16 kHz samples made up because of loss.
+    pub rtp_concealed: AtomicU64,
     /// Sessions that ended by a panic: each is a bug.
     pub session_panics: AtomicU64,
     /// Sessions that a client came back to.
@@ -71,6 +85,17 @@ impl Metrics {
             ("audio_samples_dropped_total", "16 kHz samples dropped, oldest first.", &self.samples_dropped),
             ("client_errors_total", "Client events answered with an error.", &self.client_errors),
             ("slow_clients_total", "Clients disconnected because they read too slowly.", &self.slow_clients),
+            ("calls_total", "Calls begun by WebRTC or WHIP.", &self.calls),
+            ("event_streams_total", "Readers of server-sent events.", &self.event_streams),
+            ("rtp_packets_total", "RTP packets taken in.", &self.rtp_packets),
+            ("rtp_late_total", "RTP packets that came too late.", &self.rtp_late),
+            ("rtp_waited_microseconds_total", "What RTP packets waited for missing ones.", &self.rtp_waited),
+            (
+                "rtp_recovered_samples_total",
+                "16 kHz samples recovered by forward error correction.",
+                &self.rtp_recovered,
+            ),
+            ("rtp_concealed_samples_total", "16 kHz samples made up because of loss.", &self.rtp_concealed),
             ("session_panics_total", "Sessions ended by a panic.", &self.session_panics),
             ("sessions_resumed_total", "Sessions that a client came back to.", &self.sessions_resumed),
             ("journal_records_total", "Records written to the journal.", &self.journal_records),

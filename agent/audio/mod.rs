@@ -5,9 +5,11 @@
 pub mod file;
 pub mod g711;
 pub mod intake;
+pub mod jitter;
 pub mod opus;
 pub mod resample;
 pub mod ring;
+pub mod rtp;
 pub mod vad;
 
 /// The rate that every model hears, samples a second.

@@ -43,11 +43,23 @@ impl OpusDecoder {
         &self.buffer[..self.last]
     }
 
+    /// What was lost before this packet, `samples` of it (at most 120 ms), from the coarser copy that the packet carries; made up if it carries none.
+    ///
+    /// # Errors
+    /// An empty packet, or bytes that are no Opus packet. The decoder stays usable.
+    pub fn recover(&mut self, packet: &[u8], samples: usize) -> Result<&[f32], AudioError> {
+        if packet.is_empty() {
+            return Err(AudioError::EmptyPacket);
+        }
+        let wanted = whole(samples);
+        let n = self.decoder.decode_float(packet, &mut self.buffer[..wanted], true);
+        let n = n.map_err(|e| AudioError::BadOpus(e.code().description()))?;
+        Ok(self.cleaned(n))
+    }
+
     /// Makes up what was lost: `samples` of it (at most 120 ms), or as much as the last packet held when `None`.
     pub fn conceal(&mut self, samples: Option<usize>) -> &[f32] {
-        // libopus conceals in multiples of 2.5 ms.
-        let quantum = RATE as usize / 400;
-        let wanted = samples.unwrap_or(self.last).clamp(quantum, LONGEST) / quantum * quantum;
+        let wanted = whole(samples.unwrap_or(self.last));
         let n = self.decoder.decode_float(&[], &mut self.buffer[..wanted], false).unwrap_or_else(|_| {
             self.buffer[..wanted].fill(0.0);
             wanted
@@ -61,4 +73,10 @@ impl OpusDecoder {
         out.iter_mut().for_each(|x| *x = if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
         out
     }
+}
+
+/// libopus makes up whole multiples of 2.5 ms.
+fn whole(samples: usize) -> usize {
+    let quantum = RATE as usize / 400;
+    samples.clamp(quantum, LONGEST) / quantum * quantum
 }

@@ -10,7 +10,7 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::{App, assets, auth, chat, conversations, secrets, transcriptions, websocket};
+use super::{App, assets, auth, chat, conversations, secrets, transcriptions, webrtc, websocket};
 use crate::protocol::openai::ErrorBody;
 
 /// Describes every route to programs; tests hold the two together.
@@ -18,7 +18,7 @@ const OPENAPI: &str = include_str!("openapi.json");
 
 /// All routes but the page's files. A path is written as in the OpenAPI document.
 fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
-    vec![
+    let mut routes = vec![
         ("/health", get(|| async { Json(json!({"status": "ok"})) })),
         ("/ready", get(ready)),
         ("/metrics", get(metrics)),
@@ -33,7 +33,9 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/conversations/{name}", get(conversations::read).delete(conversations::delete)),
         ("/v1/conversations/{name}/events", get(conversations::events)),
         ("/v1/captions/{name}", get(conversations::captions)),
-    ]
+    ];
+    routes.extend(webrtc::routes());
+    routes
 }
 
 pub(super) fn router(app: Arc<App>) -> Router {

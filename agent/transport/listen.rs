@@ -144,6 +144,12 @@ impl Ears {
         self.bytes(bytes, None).await
     }
 
+    /// Sound that is decoded already: 16 kHz samples.
+    pub(super) async fn sound(&mut self, samples: &[f32]) {
+        self.fresh.extend_from_slice(samples);
+        self.store().await;
+    }
+
     async fn bytes(&mut self, bytes: &[u8], event_id: Option<String>) -> Result<(), Over> {
         let refused = |code, message| Err(ErrorBody { event_id, ..ErrorBody::invalid(code, message) });
         let most = self.app.config.limits.ring_seconds;

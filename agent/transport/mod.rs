@@ -12,6 +12,7 @@ mod secrets;
 mod task;
 mod transcriptions;
 mod visit;
+mod webrtc;
 mod websocket;
 
 use std::io;
@@ -38,6 +39,7 @@ pub(crate) struct App {
     guard: auth::Guard,
     /// One permit a session.
     places: Arc<Semaphore>,
+    calls: webrtc::Calls,
     sessions: AtomicU64,
     /// Seconds since 1970.
     started: u64,
@@ -62,7 +64,7 @@ impl App {
 /// Serves until `shutdown` is ready, then lets sessions say goodbye (close 1001) for at most `server.drain_seconds`.
 ///
 /// # Errors
-/// When the listener has no address, the journal cannot be opened, or accepting fails for good.
+/// When the listener has no address, the journal cannot be opened, the UDP port cannot be had, or accepting fails for good.
 pub async fn serve(
     listener: TcpListener,
     config: Arc<Config>,
@@ -81,6 +83,7 @@ pub async fn serve(
         journal,
         live: live::Live::new(config.server.max_sessions),
         places: places.clone(),
+        calls: webrtc::Calls::open(&config.webrtc, address)?,
         sessions: AtomicU64::new(1),
         started: started.as_secs(),
         started_ms: started.as_millis(),

@@ -141,6 +141,7 @@ pub fn config() -> Config {
     let mut config = Config::default();
     config.voice.detector = Detector::Energy;
     config.journal.enabled = false;
+    config.webrtc.listen = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
     config
 }
 

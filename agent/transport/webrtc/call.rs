@@ -1,0 +1,229 @@
+//! One call: a peer's sound and events go into a session, and what the session says goes onto the call's board.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use axum::extract::ws::close_code;
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use webrtc::data_channel::{DataChannel, DataChannelEvent};
+use webrtc::media_stream::track_remote::{TrackRemote, TrackRemoteEvent};
+use webrtc::peer_connection::RTCPeerConnectionState;
+
+use super::board::{Board, Next};
+use super::peer::{Events, Opened, Peer};
+use crate::audio::jitter::Stats;
+use crate::audio::rtp::RtpIntake;
+use crate::metrics::count;
+use crate::protocol::sdp::Offer;
+use crate::transport::listen::Caller;
+use crate::transport::websocket::Goodbye;
+use crate::transport::{App, listen};
+
+/// The channel that carries events, by the name that clients give it.
+const CHANNEL: &str = "oai-events";
+/// The channel of nudges; clients need not look at it.
+const NUDGES: &str = "hearken-nudges";
+/// One so long after the last event, and the next so long after it.
+const NUDGE: Duration = Duration::from_millis(25);
+/// So many: three are needed, and one may be lost too.
+const TIMES: u32 = 4;
+/// How long the last events may take to arrive.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// One call, as its handlers know it.
+pub(super) struct Call {
+    pub(super) id: String,
+    pub(super) peer: Peer,
+    pub(super) board: Arc<Board>,
+    /// What was last agreed on, and how often.
+    pub(super) offer: Mutex<(Offer, u32)>,
+    /// Told when the client hangs up.
+    pub(super) hang_up: Notify,
+}
+
+/// Serves a call to its end, and then closes its connection.
+pub(super) async fn serve(app: Arc<App>, call: Arc<Call>, events: Events, caller: Caller, place: OwnedSemaphorePermit) {
+    let (frames, mut queue) = mpsc::channel(app.config.limits.send_queue);
+    let (ears, session) = listen::session(app.clone(), caller, frames);
+    let board = call.board.clone();
+    let writer = tokio::spawn(async move {
+        while let Some(frame) = queue.recv().await {
+            board.put(frame);
+        }
+        board.end();
+    });
+    let (open, opened) = watch::channel(None);
+    let talker = tokio::spawn(talk(app.clone(), call.clone(), opened));
+    tokio::pin!(session);
+    let goodbye = tokio::select! {
+        ended = &mut session => ended,
+        goodbye = hear(&app, &call, ears, events, &open) => {
+            let ended = session.await;
+            if ended.code == close_code::ERROR { ended } else { goodbye }
+        }
+    };
+    tracing::info!(call = call.id, code = goodbye.code, reason = goodbye.reason, "call ends");
+    let _ = writer.await;
+    drop(open);
+    if goodbye.drain {
+        let _ = timeout(GOODBYE, talker).await;
+    } else {
+        talker.abort();
+    }
+    call.peer.close().await;
+    app.calls.forget(&call.id);
+    drop(place);
+}
+
+/// The next event of a track, or of nothing, never.
+async fn next_packet(track: Option<&Arc<dyn TrackRemote>>) -> Option<TrackRemoteEvent> {
+    match track {
+        Some(track) => track.poll().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_message(channel: Option<&Arc<dyn DataChannel>>) -> Option<DataChannelEvent> {
+    match channel {
+        Some(channel) => channel.poll().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes in sound and events until the peer hangs up, closes, vanishes or does not come.
+async fn hear(
+    app: &App,
+    call: &Call,
+    mut ears: listen::Ears,
+    mut events: Events,
+    open: &watch::Sender<Option<Arc<dyn DataChannel>>>,
+) -> Goodbye {
+    let born = Instant::now();
+    let gone = Duration::from_secs(app.config.webrtc.gone_seconds);
+    let mut intake = RtpIntake::default();
+    let (mut sound, mut told) = (Vec::new(), Stats::default());
+    let mut track: Option<Arc<dyn TrackRemote>> = None;
+    let mut channel: Option<Arc<dyn DataChannel>> = None;
+    let mut is_connected = false;
+    let mut heard = Ok(());
+    loop {
+        if heard.is_err() {
+            // The session has ended; its own goodbye is on the way.
+            std::future::pending::<()>().await;
+        }
+        let fill = intake.deadline().map_or(born + Duration::from_secs(86_400), |at| born + at);
+        tokio::select! {
+            // Events first: what was said by text is not to wait behind a flood of sound.
+            biased;
+            () = call.hang_up.notified() => {
+                ears.goodbye();
+                return Goodbye::new(close_code::NORMAL, "the client hung up");
+            }
+            changed = events.state.changed() => {
+                let state = *events.state.borrow();
+                tracing::debug!(call = call.id, %state, "connection");
+                match state {
+                    RTCPeerConnectionState::Connected => is_connected = true,
+                    RTCPeerConnectionState::Failed => return Goodbye::new(close_code::AWAY, "the peer has vanished"),
+                    _ if state == RTCPeerConnectionState::Closed || changed.is_err() => {
+                        return Goodbye::new(close_code::NORMAL, "the peer has closed");
+                    }
+                    _ => {}
+                }
+            }
+            Some(opened) = events.opened.recv() => match opened {
+                Opened::Track(opened) if track.is_none() => track = Some(opened),
+                Opened::Channel(opened) if channel.is_none() => {
+                    if opened.label().await.is_ok_and(|label| label == CHANNEL) {
+                        open.send_replace(Some(opened.clone()));
+                        channel = Some(opened);
+                    }
+                }
+                // One voice, and one channel of events.
+                Opened::Track(_) | Opened::Channel(_) => {}
+            },
+            message = next_message(channel.as_ref()) => match message {
+                Some(DataChannelEvent::OnMessage(message)) => {
+                    heard = ears.text(&String::from_utf8_lossy(&message.data)).await;
+                }
+                None | Some(DataChannelEvent::OnClose) => {
+                    return Goodbye::new(close_code::NORMAL, "the client closed its channel");
+                }
+                Some(_) => {}
+            },
+            packet = next_packet(track.as_ref()) => match packet {
+                Some(TrackRemoteEvent::OnRtpPacket(packet)) => {
+                    let (header, now) = (&packet.header, born.elapsed());
+                    intake.push(now, header.sequence_number, header.timestamp, &packet.payload, &mut sound);
+                }
+                None | Some(TrackRemoteEvent::OnEnded) => track = None,
+                Some(_) => {}
+            },
+            () = sleep_until(fill) => intake.pull(born.elapsed(), &mut sound),
+            () = sleep_until(born + gone), if !is_connected => {
+                return Goodbye::new(close_code::AWAY, "the peer did not come");
+            }
+        }
+        if !sound.is_empty() {
+            ears.sound(&sound).await;
+            sound.clear();
+            tell(app, &mut told, intake.stats());
+        }
+    }
+}
+
+/// Adds what has happened to a stream since it was last told.
+fn tell(app: &App, told: &mut Stats, now: Stats) {
+    let add = |counter: &AtomicU64, now: u64, told: u64| counter.fetch_add(now - told, Relaxed);
+    add(&app.metrics.rtp_packets, now.packets, told.packets);
+    add(&app.metrics.rtp_late, now.late, told.late);
+    add(&app.metrics.rtp_waited, now.waited.as_micros() as u64, told.waited.as_micros() as u64);
+    add(&app.metrics.rtp_recovered, now.recovered, told.recovered);
+    add(&app.metrics.rtp_concealed, now.concealed, told.concealed);
+    *told = now;
+}
+
+/// Sends what is on the board by the data channel, from its first event on, once that is open.
+///
+/// Each event is followed by a few nudges on a channel of their own. SCTP sends a lost message again after a second, or as soon as the peer reports three
+/// later ones; and after the last word of a reply, which everybody waits for, nothing comes that could be reported.
+async fn talk(app: Arc<App>, call: Arc<Call>, mut opened: watch::Receiver<Option<Arc<dyn DataChannel>>>) {
+    let Ok(channel) = opened.wait_for(Option::is_some).await.map(|channel| channel.clone()) else { return };
+    let Some(channel) = channel else { return };
+    let nudge = call.peer.open_unreliable(NUDGES).await.inspect_err(|error| tracing::debug!(%error, "no nudges")).ok();
+    let (mut seen, mut nudges) = (0, 0);
+    loop {
+        let next = call.board.next(seen);
+        let next = match nudge.as_ref().filter(|_| nudges > 0) {
+            Some(nudge) => match timeout(NUDGE, next).await {
+                Ok(next) => next,
+                Err(_) => {
+                    nudges -= 1;
+                    let _ = nudge.send_text("").await;
+                    continue;
+                }
+            },
+            None => next.await,
+        };
+        match next {
+            Next::Event(now_seen, event) => {
+                if channel.send_text(&event).await.is_err() {
+                    return;
+                }
+                (seen, nudges) = (now_seen, TIMES);
+            }
+            Next::Gone(_) => {
+                count(&app.metrics.slow_clients);
+                call.hang_up.notify_one();
+                return;
+            }
+            Next::End => break,
+        }
+    }
+    while channel.outstanding_bytes().await.is_ok_and(|bytes| bytes > 0) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,70 @@
+//! WebRTC: sound by Opus over RTP, events by a data channel or by server-sent events.
+//!
+//! ```text
+//!  UDP port ── line ── peer connection ─┬ track   -> jitter buffer, Opus -> ears ┐
+//!  (all sessions)                       └ channel -> events ------------> ears ──┴> session
+//!                                         channel <─┬─ board <─────────────────────────┘
+//!                        server-sent events         <─┘
+//! ```
+//! Two ways in lead to the same call: /v1/realtime/calls, as clients of the Realtime API have it, and /v1/whip, as studio software has it (RFC 9725).
+//! Nothing is sent as sound, and our answers say so (`recvonly`). The client finds us, never the other way round: candidates in offers are not used,
+//! ours stand in the answer, and nothing needs to be trickled.
+
+mod board;
+mod call;
+mod flight;
+mod http;
+mod peer;
+mod port;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(super) use http::routes;
+
+use self::call::Call;
+use self::port::Port;
+use crate::config::Webrtc;
+
+/// The calls of a server, by their names.
+pub(super) struct Calls {
+    /// `None`: not served.
+    port: Option<Port>,
+    open: Mutex<HashMap<String, Arc<Call>>>,
+}
+
+impl Calls {
+    /// Opens the port, if WebRTC is served.
+    pub(super) fn open(config: &Webrtc, listen: SocketAddr) -> io::Result<Self> {
+        let address = config.listen.unwrap_or(listen);
+        let open = |_| Port::open(address, &config.external_ip);
+        let port = config.enabled.then_some(()).map(open).transpose().map_err(|error| {
+            let message = format!(
+                "UDP at {address} cannot be had ({error}): set webrtc.listen to a free port, or webrtc.enabled = false"
+            );
+            io::Error::new(error.kind(), message)
+        })?;
+        if let Some(port) = &port {
+            tracing::info!(candidates = ?port.candidates(), "WebRTC");
+        }
+        Ok(Self { port, open: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Call>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str) -> Option<Arc<Call>> {
+        self.lock().get(id).cloned()
+    }
+
+    fn remember(&self, call: &Arc<Call>) {
+        self.lock().insert(call.id.clone(), call.clone());
+    }
+
+    fn forget(&self, id: &str) {
+        self.lock().remove(id);
+    }
+}
