@@ -92,6 +92,23 @@ impl Columns {
         }
     }
 
+    /// Puts a whole tile, `x` of rows `rows`, where it belongs: written straight through, which row by row it is not.
+    ///
+    /// # Safety
+    /// As for [`Columns::fill`], for all of the tile's rows; `rows` of `all` must be a tile.
+    pub(super) unsafe fn fill_tile(slots: &Slots<f32>, rows: std::ops::Range<usize>, all: usize, x: &[f32]) {
+        let cols = x.len() / rows.len();
+        let (range, own) = stretch(rows.start / TILE, all, cols);
+        assert!(rows.start.is_multiple_of(TILE) && rows.len() == own && x.len() == own * cols);
+        // SAFETY: places of this tile alone.
+        let out = unsafe { slots.part(range.start, range.len()) };
+        let mut sources: [&[f32]; TILE] = [&[]; TILE];
+        sources.iter_mut().zip(x.chunks_exact(cols.max(1))).for_each(|(to, row)| *to = row);
+        for (k, out) in out.chunks_exact_mut(own).enumerate() {
+            out.iter_mut().zip(&sources).for_each(|(to, row)| *to = row[k]);
+        }
+    }
+
     /// The tile's `[cols, rows]`, and its rows.
     pub(super) fn tile(&self, i: usize) -> (&[f32], usize) {
         let (range, rows) = stretch(i, self.rows, self.cols);

@@ -251,17 +251,19 @@ fn ready(layers: &[&Affine], x: Input<'_>, n: usize, cols: usize, level: Level) 
     let dense = out.dense.as_mut().map(Columns::slots);
     let fine = out.fine.as_mut().map(FineActivations::filling);
     let low: Vec<_> = out.low.iter_mut().map(|low| low.as_mut().map(Columns::slots)).collect();
-    threads::run(n.div_ceil(READY), |task| {
-        let rows = task * READY..n.min((task + 1) * READY);
+    let together = if dense.is_some() { TILE } else { READY };
+    threads::run(n.div_ceil(together), |task| {
+        let rows = task * together..n.min((task + 1) * together);
         let mut buffer = Vec::new();
         let x = x.make(rows.clone(), cols, &mut buffer, level);
+        if let Some(to) = &dense {
+            // SAFETY: `out` lives until all tasks are done, and each tile belongs to one task.
+            unsafe { Columns::fill_tile(to, rows.clone(), n, x) };
+        }
         for (row, x) in rows.clone().zip(x.chunks_exact(cols)) {
-            // SAFETY: `out` lives until all tasks are done, and each row belongs to one task.
+            // SAFETY: as above, and each row belongs to one task.
             unsafe {
                 quantised.iter().for_each(|to| to.fill(row, x, level));
-                if let Some(to) = &dense {
-                    Columns::fill(to, row, n, x);
-                }
                 if let Some(to) = &fine {
                     to.fill(row, x, level);
                 }
