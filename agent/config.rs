@@ -146,6 +146,8 @@ pub struct Thinking {
     pub medium: usize,
     /// At `high`.
     pub high: usize,
+    /// At `high`, so many minds think on the same prefix, and what most of them reply is the reply.
+    pub minds: usize,
     /// A reply ends after so many tokens.
     pub max_reply_tokens: usize,
     /// When the reply may begin.
@@ -163,6 +165,7 @@ impl Default for Thinking {
             low: 64,
             medium: 160,
             high: 512,
+            minds: 1,
             max_reply_tokens: 512,
             pace: crate::engine::Pace::ThinkBefore,
             speculate: true,
@@ -509,6 +512,9 @@ impl Config {
         }
         if !positive(self.sampling.repetition_penalty) {
             return unfit("sampling.repetition_penalty", "must be above 0");
+        }
+        if !(1..=16).contains(&self.thinking.minds) {
+            return unfit("thinking.minds", "must be between 1 and 16");
         }
         if self.thinking.max_reply_tokens == 0 {
             return unfit("thinking.max_reply_tokens", "must be at least 1");

@@ -2,7 +2,7 @@
 
 mod latency;
 mod sessions;
-mod talker;
+pub(super) mod talker;
 mod voice;
 
 use std::path::PathBuf;

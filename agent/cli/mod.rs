@@ -2,6 +2,7 @@
 
 mod ask;
 mod bench;
+mod eval;
 mod listen;
 mod serve;
 mod terminal;
@@ -45,6 +46,8 @@ enum Command {
     },
     /// Measure the model on this machine.
     Bench(bench::Bench),
+    /// Measure what the model understands, by files of tasks.
+    Eval(eval::Eval),
     /// Print the whole effective configuration, secrets hidden.
     Config {
         #[command(flatten)]
@@ -129,6 +132,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
             Ok(())
         }
         Command::Bench(bench) => bench.run(),
+        Command::Eval(eval) => eval.run(),
         Command::Config { settings } => {
             print!("{}", settings.load()?.effective_toml());
             Ok(())

@@ -8,6 +8,7 @@
 
 pub mod ears;
 pub mod local;
+pub mod minds;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -10,8 +10,8 @@ use crate::audio::vad::{FRAME, detector};
 use crate::audio::{RATE, file};
 use crate::config::Config;
 use crate::engine::ears::Ears;
-use crate::engine::{Engine, Event, SessionId, Tenant, Timings, Turn, Usage};
-use crate::protocol::openai::{Incoming, ServerEvent, Settings};
+use crate::engine::{Engine, Event, Role, SessionId, Tenant, Timings, Turn, Usage};
+use crate::protocol::openai::{ClientEvent, Incoming, NewItem, NewKind, NewPart, ServerEvent, Settings};
 use crate::session::{Birth, EarId, Input, Output, Session, TurnId};
 
 /// Samples of one packet: 20 ms.
@@ -23,29 +23,40 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// When what happened in the newest turn.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Marks {
+pub(in crate::cli) struct Marks {
     /// The last sample with voice in it was handed over.
-    pub(super) said: Option<Instant>,
+    pub(in crate::cli) said: Option<Instant>,
     /// Thinking began, at a pause or at the turn's end.
-    pub(super) begun: Option<Instant>,
+    pub(in crate::cli) begun: Option<Instant>,
     /// The turn was found to be over.
-    pub(super) over: Option<Instant>,
+    pub(in crate::cli) over: Option<Instant>,
     /// The engine gave the first token of its reasoning.
-    pub(super) reasoning: Option<Instant>,
+    pub(in crate::cli) reasoning: Option<Instant>,
     /// And the first of its reply.
-    pub(super) reply: Option<Instant>,
+    pub(in crate::cli) reply: Option<Instant>,
     /// What the engine says of it.
-    pub(super) done: Option<(Usage, Timings)>,
+    pub(in crate::cli) done: Option<(Usage, Timings)>,
 }
 
-pub(super) struct Talker<'a> {
+/// What was said in the newest turn.
+#[derive(Debug, Clone, Default)]
+pub(in crate::cli) struct Said {
+    /// The words that an ear heard.
+    pub(in crate::cli) heard: String,
+    pub(in crate::cli) reasoning: String,
+    pub(in crate::cli) reply: String,
+    pub(in crate::cli) reasoning_tokens: usize,
+}
+
+pub(in crate::cli) struct Talker<'a> {
     engine: &'a dyn Engine,
     id: SessionId,
     session: Session,
     born: Instant,
     turn: Option<(TurnId, Turn)>,
     listening: Ears<EarId>,
-    pub(super) marks: Marks,
+    pub(in crate::cli) marks: Marks,
+    said: Said,
     /// How much faster than it was spoken the beginning of a long turn is told: an engine that keeps up is at the same point in the end.
     haste: u32,
     /// Items of the conversation, in order.
@@ -60,10 +71,20 @@ impl Drop for Talker<'_> {
 }
 
 impl<'a> Talker<'a> {
-    pub(super) fn new(engine: &'a dyn Engine, config: &Arc<Config>, id: u64, haste: u32) -> Self {
+    pub(in crate::cli) fn new(engine: &'a dyn Engine, config: &Arc<Config>, id: u64, haste: u32) -> Self {
+        Self::wishing(engine, config, id, haste, Settings::new(config))
+    }
+
+    /// One whose client has wishes of its own.
+    pub(in crate::cli) fn wishing(
+        engine: &'a dyn Engine,
+        config: &Arc<Config>,
+        id: u64,
+        haste: u32,
+        settings: Settings,
+    ) -> Self {
         let id = SessionId(id);
-        let birth =
-            Birth { id, suffix: format!("bench{}", id.0), tenant: Tenant::default(), settings: Settings::new(config) };
+        let birth = Birth { id, suffix: format!("bench{}", id.0), tenant: Tenant::default(), settings };
         let session = Session::new(birth, engine.model(), config.clone(), Duration::ZERO);
         let mut this = Self {
             engine,
@@ -73,6 +94,7 @@ impl<'a> Talker<'a> {
             turn: None,
             listening: Ears::default(),
             marks: Marks::default(),
+            said: Said::default(),
             haste,
             items: Vec::new(),
             failure: None,
@@ -82,7 +104,7 @@ impl<'a> Talker<'a> {
     }
 
     /// Says `speech` and falls silent, until the answer is there to its end.
-    pub(super) async fn converse(&mut self, speech: &[f32]) -> Result<Marks> {
+    pub(in crate::cli) async fn converse(&mut self, speech: &[f32]) -> Result<Marks> {
         self.marks = Marks::default();
         let mut at = Instant::now();
         for (i, packet) in speech.chunks(PACKET).enumerate() {
@@ -108,21 +130,52 @@ impl<'a> Talker<'a> {
         }
     }
 
+    /// Says `speech` as fast as it is taken in, and `question` after it in writing; commits, and gives what came of it, and after how long the
+    /// reply began.
+    pub(in crate::cli) async fn commit(&mut self, speech: &[f32], question: Option<&str>) -> Result<(Said, Duration)> {
+        (self.marks, self.said) = (Marks::default(), Said::default());
+        for packet in speech.chunks(PACKET) {
+            self.input(Input::Sound { samples: packet, lost: 0 });
+            // The engine tells nothing that must be waited for; it hears beside this.
+            tokio::task::yield_now().await;
+        }
+        let ask = Instant::now();
+        self.client(ClientEvent::Commit);
+        if let Some(question) = question {
+            let kind = NewKind::Message(Role::User, vec![NewPart::Text(question.to_owned())]);
+            let item = Box::new(NewItem { id: None, kind });
+            self.client(ClientEvent::ItemCreate { previous_item_id: None, item });
+        }
+        self.client(ClientEvent::ResponseCreate(Box::default()));
+        let patience = Instant::now() + PATIENCE;
+        while self.marks.done.is_none() && self.failure.is_none() {
+            let next = timeout_at(patience, self.next()).await;
+            next.context("the engine did not answer in time")?;
+        }
+        anyhow::ensure!(self.failure.is_none(), "the turn failed: {}", self.failure.take().unwrap_or_default());
+        self.said.reasoning_tokens = self.marks.done.map_or(0, |(usage, _)| usage.reasoning_tokens);
+        let began = self.marks.reply.unwrap_or_else(Instant::now);
+        Ok((std::mem::take(&mut self.said), began.saturating_duration_since(ask)))
+    }
+
+    fn client(&mut self, event: ClientEvent) {
+        self.input(Input::Client(Incoming { event_id: None, event }));
+    }
+
     /// Takes back the newest `count` items.
-    pub(super) fn forget(&mut self, count: usize) {
+    pub(in crate::cli) fn forget(&mut self, count: usize) {
         for id in self.items.split_off(self.items.len().saturating_sub(count)) {
-            let event = crate::protocol::openai::ClientEvent::ItemDelete(id);
-            self.input(Input::Client(Incoming { event_id: None, event }));
+            self.client(ClientEvent::ItemDelete(id));
         }
     }
 
     /// Items of the conversation.
-    pub(super) fn items(&self) -> usize {
+    pub(in crate::cli) fn items(&self) -> usize {
         self.items.len()
     }
 
     /// Lets things happen until then.
-    pub(super) async fn wait(&mut self, until: Instant) {
+    pub(in crate::cli) async fn wait(&mut self, until: Instant) {
         loop {
             tokio::select! {
                 biased;
@@ -150,6 +203,12 @@ impl<'a> Talker<'a> {
 
     fn engine(&mut self, id: TurnId, event: Option<Event>) {
         let now = Some(Instant::now());
+        match &event {
+            Some(Event::Heard(words)) => self.said.heard.clone_from(words),
+            Some(Event::Reasoning(text)) => self.said.reasoning.push_str(text),
+            Some(Event::Reply(text)) => self.said.reply.push_str(text),
+            _ => {}
+        }
         match &event {
             Some(Event::Reasoning(_)) => self.marks.reasoning = self.marks.reasoning.or(now),
             Some(Event::Reply(_)) => self.marks.reply = self.marks.reply.or(now),
@@ -205,10 +264,10 @@ async fn next_event(turn: &mut Option<(TurnId, Turn)>) -> (TurnId, Option<Event>
 }
 
 /// Speech without pauses, as long as is asked for: what a detector finds of voice in a file, again and again.
-pub(super) struct Speech(Vec<f32>);
+pub(in crate::cli) struct Speech(Vec<f32>);
 
 impl Speech {
-    pub(super) fn open(path: &std::path::Path, config: &Config) -> Result<Self> {
+    pub(in crate::cli) fn open(path: &std::path::Path, config: &Config) -> Result<Self> {
         let sound = file::read(path, 600.0).with_context(|| format!("{} cannot be heard", path.display()))?;
         let mut ears = detector(config.voice.detector);
         let mut speech = Vec::new();
@@ -222,7 +281,7 @@ impl Speech {
     }
 
     /// So many seconds of it, beginning elsewhere for each `n`: no two turns are alike.
-    pub(super) fn seconds(&self, seconds: f32, n: usize) -> Vec<f32> {
+    pub(in crate::cli) fn seconds(&self, seconds: f32, n: usize) -> Vec<f32> {
         let from = n * 7919 % self.0.len();
         self.0.iter().cycle().skip(from).take((seconds * RATE as f32) as usize).copied().collect()
     }
