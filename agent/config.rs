@@ -3,12 +3,16 @@
 //! Later layers win: the built-in preset, a file, the environment (`HEARKEN_SERVER_LISTEN` is `server.listen`), flags
 //! (`server.listen=…`). Unknown keys are refused in each of them, and every complaint names its key.
 
+mod calls;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+
+pub use calls::{Calls, Rule};
 
 /// The presets that are built in, by name. `nano` is the default and holds the defaults of every key.
 pub const PRESETS: &[(&str, &str)] = &[
@@ -39,6 +43,8 @@ pub struct Config {
     pub journal: Journal,
     /// How sound comes by WebRTC.
     pub webrtc: Webrtc,
+    /// What is kept of calls, and what raises an alert.
+    pub calls: Calls,
     /// What is written to the log.
     pub log: Log,
 }
@@ -565,6 +571,22 @@ impl Config {
         if l.send_queue < 16 {
             return unfit("limits.send_queue", "must be at least 16");
         }
+        let c = &self.calls;
+        if c.kept == 0 {
+            return unfit("calls.kept", "must be at least 1");
+        }
+        if !(c.hours.is_finite() && c.hours >= 0.0) {
+            return unfit("calls.hours", "must be 0 or more");
+        }
+        if !(positive(c.max_seconds) && c.max_seconds <= 86_400.0) {
+            return unfit("calls.max_seconds", "must be above 0 and at most 86400");
+        }
+        if !(c.webhook.is_empty() || c.webhook.starts_with("http://") || c.webhook.starts_with("https://")) {
+            return unfit("calls.webhook", "must be an http:// or https:// address, or empty");
+        }
+        if c.alerts.iter().any(|rule| rule.name.is_empty() || !rule.has_condition()) {
+            return unfit("calls.alerts", "each need a name and at least one condition");
+        }
         if self.http.max_body_bytes < 1024 {
             return unfit("http.max_body_bytes", "must be at least 1024");
         }
@@ -626,7 +648,17 @@ fn key_of(variable: &str) -> Option<String> {
     let (section, key) = rest.split_once('_')?;
     matches!(
         section,
-        "server" | "model" | "sampling" | "thinking" | "voice" | "limits" | "http" | "journal" | "webrtc" | "log"
+        "server"
+            | "model"
+            | "sampling"
+            | "thinking"
+            | "voice"
+            | "limits"
+            | "http"
+            | "journal"
+            | "calls"
+            | "webrtc"
+            | "log"
     )
     .then(|| format!("{section}.{key}"))
 }

@@ -1,3 +1,4 @@
 //! What each product asks of the layers below: one module a product.
 
+pub mod calls;
 pub mod transcribe;

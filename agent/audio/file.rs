@@ -34,6 +34,9 @@ pub enum FileError {
     /// Not one sample.
     #[error("there is no sound in it")]
     Empty,
+    /// Two channels were wanted.
+    #[error("a file of two channels is needed, one for each party, in wav, flac, mp3 or Ogg Vorbis")]
+    NotTwo,
     /// Longer than allowed.
     #[error("it is longer than {limit_seconds} s")]
     TooLong {
@@ -66,16 +69,30 @@ pub fn read_bytes(bytes: Vec<u8>, limit_seconds: f32) -> Result<Vec<f32>, FileEr
 /// # Errors
 /// [`FileError`], perhaps after some pieces.
 pub fn stream(bytes: Vec<u8>, limit_seconds: f32, listener: &mut Listener<'_>) -> Result<usize, FileError> {
-    decode(std::io::Cursor::new(bytes), limit_seconds, listener)
+    decode(std::io::Cursor::new(bytes), limit_seconds, 1, &mut |lanes| listener(&lanes[0]))
+}
+
+/// As [`stream`], of a file whose two channels are two voices: pieces of equal length of either.
+///
+/// # Errors
+/// [`FileError`], perhaps after some pieces.
+pub fn stream_two(
+    bytes: Vec<u8>,
+    limit_seconds: f32,
+    listener: &mut dyn FnMut(&[f32], &[f32]) -> bool,
+) -> Result<usize, FileError> {
+    decode(std::io::Cursor::new(bytes), limit_seconds, 2, &mut |lanes| listener(&lanes[0], &lanes[1]))
 }
 
 /// Takes the next samples; `false` when no more are wanted.
 pub type Listener<'a> = dyn FnMut(&[f32]) -> bool + 'a;
+/// The same for lanes of equal length.
+type Lanes<'a> = dyn FnMut(&[Vec<f32>]) -> bool + 'a;
 
 fn whole<S: MediaSource + Read + Seek + 'static>(source: S, limit_seconds: f32) -> Result<Vec<f32>, FileError> {
     let mut all = Vec::new();
-    decode(source, limit_seconds, &mut |samples| {
-        all.extend_from_slice(samples);
+    decode(source, limit_seconds, 1, &mut |lanes| {
+        all.extend_from_slice(&lanes[0]);
         true
     })?;
     Ok(all)
@@ -84,7 +101,8 @@ fn whole<S: MediaSource + Read + Seek + 'static>(source: S, limit_seconds: f32) 
 fn decode<S: MediaSource + Read + Seek + 'static>(
     source: S,
     limit_seconds: f32,
-    listener: &mut Listener<'_>,
+    lanes: usize,
+    listener: &mut Lanes<'_>,
 ) -> Result<usize, FileError> {
     let stream = MediaSourceStream::new(Box::new(source), Default::default());
     let mut format = symphonia::default::get_probe()
@@ -99,8 +117,13 @@ fn decode<S: MediaSource + Read + Seek + 'static>(
     let params = track.codec_params.as_ref().and_then(|p| p.audio());
     let params = params.ok_or_else(|| FileError::NotAudio("no codec is named".into()))?;
     let limit = samples(limit_seconds);
-    let mut sink = Sink { listener, out: Vec::new(), given: 0, is_wanted: true, resampler: None, limit, limit_seconds };
+    let out = vec![Vec::new(); lanes];
+    let mut sink = Sink { listener, out, given: 0, is_wanted: true, resamplers: None, limit, limit_seconds };
     if params.codec == CODEC_ID_OPUS {
+        // Its decoder mixes down.
+        if lanes > 1 {
+            return Err(FileError::NotTwo);
+        }
         let pre_skip = track.delay.unwrap_or(0) as usize;
         opus(&mut *format, id, pre_skip, &mut sink)?;
     } else {
@@ -133,7 +156,8 @@ fn packets(
     mut decoder: Box<dyn AudioDecoder>,
     sink: &mut Sink<'_>,
 ) -> Result<(), FileError> {
-    let (mut interleaved, mut mono) = (Vec::<f32>::new(), Vec::new());
+    let mut interleaved = Vec::<f32>::new();
+    let mut lanes = vec![Vec::new(); sink.out.len()];
     while let Some(packet) = next(format, id)?.filter(|_| sink.is_wanted) {
         let decoded = match decoder.decode(&packet) {
             Ok(decoded) => decoded,
@@ -144,9 +168,17 @@ fn packets(
         let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count().max(1));
         interleaved.clear();
         decoded.copy_to_vec_interleaved(&mut interleaved);
-        mono.clear();
-        mono.extend(interleaved.chunks_exact(channels).map(|frame| frame.iter().sum::<f32>() / channels as f32));
-        sink.push(rate, &mono)?;
+        lanes.iter_mut().for_each(Vec::clear);
+        let frames = interleaved.chunks_exact(channels);
+        if let [mono] = &mut lanes[..] {
+            mono.extend(frames.map(|frame| frame.iter().sum::<f32>() / channels as f32));
+        } else if channels != lanes.len() {
+            return Err(FileError::NotTwo);
+        } else {
+            let place = |(n, lane): (usize, &mut Vec<f32>)| lane.extend(frames.clone().map(|frame| frame[n]));
+            lanes.iter_mut().enumerate().for_each(place);
+        }
+        sink.push(rate, &lanes)?;
     }
     Ok(())
 }
@@ -161,51 +193,59 @@ fn opus(format: &mut dyn FormatReader, id: u32, pre_skip: usize, sink: &mut Sink
         let cut = skip.min(heard.len());
         skip -= cut;
         let end = heard.len().saturating_sub(packet.trim_end.get() as usize / 3).max(cut);
-        sink.push(RATE, &heard[cut..end])?;
+        sink.push(RATE, &[&heard[cut..end]])?;
     }
     Ok(())
 }
 
 /// Resamples, counts, and hands over.
 struct Sink<'a> {
-    listener: &'a mut Listener<'a>,
-    out: Vec<f32>,
+    listener: &'a mut Lanes<'a>,
+    /// What is ready of each lane.
+    out: Vec<Vec<f32>>,
     given: usize,
     is_wanted: bool,
-    resampler: Option<(u32, Resampler)>,
+    resamplers: Option<(u32, Vec<Resampler>)>,
     limit: usize,
     limit_seconds: f32,
 }
 
 impl Sink<'_> {
-    fn push(&mut self, rate: u32, mono: &[f32]) -> Result<(), FileError> {
-        if self.resampler.as_ref().is_none_or(|(now, _)| *now != rate) {
-            let fresh = Resampler::new(rate)?;
-            if let Some((_, mut old)) = self.resampler.replace((rate, fresh)) {
-                old.flush(&mut self.out);
-            }
+    fn push(&mut self, rate: u32, lanes: &[impl AsRef<[f32]>]) -> Result<(), FileError> {
+        if self.resamplers.as_ref().is_none_or(|(now, _)| *now != rate) {
+            self.flush();
+            let fresh = lanes.iter().map(|_| Resampler::new(rate)).collect::<Result<_, _>>()?;
+            self.resamplers = Some((rate, fresh));
         }
-        let (_, resampler) = self.resampler.as_mut().expect("set above");
-        resampler.push(mono, &mut self.out);
+        let (_, resamplers) = self.resamplers.as_mut().expect("set above");
+        for ((resampler, lane), out) in resamplers.iter_mut().zip(lanes).zip(&mut self.out) {
+            resampler.push(lane.as_ref(), out);
+        }
         self.give()
+    }
+
+    /// What the resamplers still hold.
+    fn flush(&mut self) {
+        if let Some((_, resamplers)) = &mut self.resamplers {
+            resamplers.iter_mut().zip(&mut self.out).for_each(|(resampler, out)| resampler.flush(out));
+        }
     }
 
     fn give(&mut self) -> Result<(), FileError> {
         // Float files may hold anything, NaN included.
-        self.out.iter_mut().for_each(|x| *x = if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
-        self.given += self.out.len();
+        let clean = |x: &mut f32| *x = if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 };
+        self.out.iter_mut().flatten().for_each(clean);
+        self.given += self.out[0].len();
         if self.given > self.limit {
             return Err(FileError::TooLong { limit_seconds: self.limit_seconds });
         }
         self.is_wanted = self.is_wanted && (self.listener)(&self.out);
-        self.out.clear();
+        self.out.iter_mut().for_each(Vec::clear);
         Ok(())
     }
 
     fn finish(mut self) -> Result<usize, FileError> {
-        if let Some((_, mut resampler)) = self.resampler.take() {
-            resampler.flush(&mut self.out);
-        }
+        self.flush();
         self.give()?;
         if self.given == 0 { Err(FileError::Empty) } else { Ok(self.given) }
     }

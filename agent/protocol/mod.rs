@@ -4,3 +4,4 @@ pub mod chat;
 pub mod openai;
 pub mod sdp;
 pub mod transcription;
+pub mod twilio;

@@ -10,7 +10,7 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::{App, assets, auth, chat, conversations, secrets, transcriptions, webrtc, websocket};
+use super::{App, assets, auth, calls, chat, conversations, secrets, telephony, transcriptions, webrtc, websocket};
 use crate::protocol::openai::ErrorBody;
 
 /// Describes every route to programs; tests hold the two together.
@@ -27,12 +27,16 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/models/{model}", get(model)),
         ("/v1/chat/completions", post(chat::complete)),
         ("/v1/audio/transcriptions", post(transcriptions::transcribe)),
+        ("/v1/calls", get(calls::list).post(calls::create)),
+        ("/v1/calls/{call}", get(calls::show).delete(calls::forget)),
+        ("/v1/calls/{call}/events", get(calls::watch)),
         ("/v1/realtime", get(websocket::upgrade)),
         ("/v1/realtime/client_secrets", secrets::route()),
         ("/v1/conversations", get(conversations::list)),
         ("/v1/conversations/{name}", get(conversations::read).delete(conversations::delete)),
         ("/v1/conversations/{name}/events", get(conversations::events)),
         ("/v1/captions/{name}", get(conversations::captions)),
+        (telephony::PATH, get(telephony::upgrade)),
     ];
     routes.extend(webrtc::routes());
     routes

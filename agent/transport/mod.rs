@@ -2,6 +2,7 @@
 
 mod assets;
 mod auth;
+mod calls;
 mod chat;
 mod conversations;
 mod http;
@@ -10,6 +11,7 @@ mod listen;
 mod live;
 mod secrets;
 mod task;
+mod telephony;
 mod transcriptions;
 mod visit;
 mod webrtc;
@@ -24,6 +26,7 @@ use axum::serve::ListenerExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use crate::apps::calls::live::Hub;
 use crate::config::{self, Config};
 use crate::engine::{Engine, SessionId};
 use crate::journal::{Journal, JournalError, place};
@@ -36,6 +39,8 @@ pub(crate) struct App {
     metrics: Arc<Metrics>,
     journal: Option<Journal>,
     live: Arc<live::Live<line::Line>>,
+    /// The calls of phone lines and files.
+    hub: Arc<Hub>,
     guard: auth::Guard,
     /// One permit a session.
     places: Arc<Semaphore>,
@@ -82,6 +87,7 @@ pub async fn serve(
         metrics,
         journal,
         live: live::Live::new(config.server.max_sessions),
+        hub: Arc::new(Hub::new(config.clone(), engine.clone(), calls::webhook(&config))),
         places: places.clone(),
         calls: webrtc::Calls::open(&config.webrtc, address)?,
         sessions: AtomicU64::new(1),

@@ -5,8 +5,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::extract::multipart::MultipartError;
-use axum::extract::{Extension, FromRequest as _, Multipart, Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
@@ -18,7 +17,7 @@ use tokio::time::timeout;
 
 use super::App;
 use super::auth::Access;
-use super::visit::{BODY, Refused, Visit};
+use super::visit::{BODY, Refused, Visit, upload};
 use crate::apps::transcribe::{AHEAD, Utterance, Words, utterances};
 use crate::audio::file::FileError;
 use crate::engine::Tenant;
@@ -34,7 +33,9 @@ pub(super) async fn transcribe(
     request: Request,
 ) -> Result<Response, Refused> {
     let visit = Visit::begin(app)?;
-    let (file, wishes) = timeout(BODY, form(request)).await.map_err(|_| Refused::slow())??;
+    let mut wishes = Wishes::default();
+    let form = upload(request, |name, value| wishes.field(name, value));
+    let file = timeout(BODY, form).await.map_err(|_| Refused::slow())??;
     let mut job = Job::begin(visit, access.tenant, file);
     // The first utterance before the answer's head: a file that cannot be heard has a status of its own.
     let first = job.next().await?;
@@ -126,21 +127,4 @@ impl Job {
         }
         Ok(None)
     }
-}
-
-/// The file and what is wished of it.
-async fn form(request: Request) -> Result<(Vec<u8>, Wishes), Refused> {
-    let broken = |e: MultipartError| Refused::body(e.status(), e.body_text());
-    let form = Multipart::from_request(request, &()).await;
-    let mut form = form.map_err(|rejection| Refused::body(rejection.status(), rejection.body_text()))?;
-    let (mut file, mut wishes) = (None, Wishes::default());
-    while let Some(field) = form.next_field().await.map_err(broken)? {
-        match field.name().unwrap_or_default().to_owned() {
-            name if name == "file" => file = Some(field.bytes().await.map_err(broken)?.to_vec()),
-            name => wishes.field(&name, &field.text().await.map_err(broken)?)?,
-        }
-    }
-    let missing =
-        || ErrorBody::invalid("missing_required_parameter", "The sound comes as a form field `file`.").at("file");
-    Ok((file.ok_or_else(missing)?, wishes))
 }

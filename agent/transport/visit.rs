@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use axum::extract::multipart::MultipartError;
+use axum::extract::{FromRequest as _, Multipart};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::OwnedSemaphorePermit;
@@ -161,4 +163,23 @@ impl Drop for Asked {
             count(&self.app.metrics.turns_cancelled);
         }
     }
+}
+
+/// A form with a file: its bytes; each other field is handed to `field`.
+pub(super) async fn upload(
+    request: axum::extract::Request,
+    mut field: impl FnMut(&str, &str) -> Result<(), Refusal> + Send,
+) -> Result<Vec<u8>, Refused> {
+    let broken = |e: MultipartError| Refused::body(e.status(), e.body_text());
+    let form = Multipart::from_request(request, &()).await;
+    let mut form = form.map_err(|rejection| Refused::body(rejection.status(), rejection.body_text()))?;
+    let mut file = None;
+    while let Some(part) = form.next_field().await.map_err(broken)? {
+        match part.name().unwrap_or_default().to_owned() {
+            name if name == "file" => file = Some(part.bytes().await.map_err(broken)?.to_vec()),
+            name => field(&name, &part.text().await.map_err(broken)?)?,
+        }
+    }
+    let missing = ErrorBody::invalid("missing_required_parameter", "The sound comes as a form field `file`.");
+    Ok(file.ok_or_else(|| missing.at("file"))?)
 }

@@ -33,9 +33,9 @@ use crate::protocol::openai::{ErrorBody, Kind};
 /// A ping each, so that proxies keep the connection and a vanished peer is noticed.
 const PING: Duration = Duration::from_secs(20);
 /// Without any frame, a pong included, for so long, the peer is gone.
-const GONE: Duration = Duration::from_secs(75);
+pub(super) const GONE: Duration = Duration::from_secs(75);
 /// How long a goodbye may take.
-const GOODBYE: Duration = Duration::from_secs(5);
+pub(super) const GOODBYE: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
 pub(super) struct Params {

@@ -82,6 +82,22 @@ impl Feed for Inlet {
     }
 }
 
+impl Opened {
+    /// Waits until the sound is at its end, and says these words of it in two pieces.
+    pub async fn read(&self, words: [&str; 2]) {
+        soon("the end of the sound", async {
+            while !self.fed.is_finished.load(std::sync::atomic::Ordering::Acquire) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        for (word, is_last) in words.into_iter().zip([false, true]) {
+            let caption = Caption { committed: word.into(), tentative: String::new(), is_last };
+            self.captions.send(caption).await.unwrap();
+        }
+    }
+}
+
 /// One open ear: what it hears, and the means to say what it understood.
 pub struct Opened {
     pub listen: Listen,
@@ -307,6 +323,11 @@ impl Server {
         Sent(stream)
     }
 
+    /// Sends a form with a file.
+    pub async fn send_form(&self, path: &str, file: Option<&[u8]>, fields: &[(&str, &str)]) -> Sent {
+        self.send("POST", path, "multipart/form-data; boundary=B", &form(file, fields)).await
+    }
+
     pub async fn begin_post(&self, path: &str, body: &Value) -> Sent {
         self.send("POST", path, "application/json", body.to_string().as_bytes()).await
     }
@@ -393,15 +414,44 @@ pub fn syllables(t: f64) -> bool {
 
 /// A file of 16 kHz samples.
 pub fn wav(samples: &[f32]) -> Vec<u8> {
+    wav_of(1, samples)
+}
+
+/// A file of two voices.
+pub fn stereo(left: &[f32], right: &[f32]) -> Vec<u8> {
+    let at = |lane: &[f32], i: usize| lane.get(i).copied().unwrap_or(0.0);
+    let both: Vec<f32> = (0..left.len().max(right.len())).flat_map(|i| [at(left, i), at(right, i)]).collect();
+    wav_of(2, &both)
+}
+
+fn wav_of(channels: u8, samples: &[f32]) -> Vec<u8> {
     let data = pcm16(samples);
     let mut wav = Vec::from(*b"RIFF");
     wav.extend((36 + data.len() as u32).to_le_bytes());
-    wav.extend(b"WAVEfmt \x10\0\0\0\x01\0\x01\0");
-    wav.extend([16_000_u32, 32_000].iter().flat_map(|n| n.to_le_bytes()));
-    wav.extend(b"\x02\0\x10\0data");
+    wav.extend(b"WAVEfmt \x10\0\0\0\x01\0");
+    wav.extend([channels, 0]);
+    wav.extend([16_000_u32, 32_000 * u32::from(channels)].iter().flat_map(|n| n.to_le_bytes()));
+    wav.extend([2 * channels, 0, 16, 0]);
+    wav.extend(b"data");
     wav.extend((data.len() as u32).to_le_bytes());
     wav.extend(data);
     wav
+}
+
+/// A form with a file.
+pub fn form(file: Option<&[u8]>, fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (name, value) in fields {
+        body.extend(format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n").bytes());
+    }
+    if let Some(file) = file {
+        body.extend(b"--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n");
+        body.extend(b"Content-Type: audio/wav\r\n\r\n");
+        body.extend(file);
+        body.extend(b"\r\n");
+    }
+    body.extend(b"--B--\r\n");
+    body
 }
 
 /// Noise that is loud while `loud` says so, as PCM16 bytes at 16 kHz.

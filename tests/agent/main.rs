@@ -8,6 +8,7 @@
 mod admission;
 mod audio;
 mod bad_input;
+mod calls;
 mod chat;
 mod config;
 mod crash;
@@ -25,6 +26,7 @@ mod realtime;
 mod relay;
 mod session;
 mod spoken_turn;
+mod telephony;
 mod text_turn;
 mod transcriptions;
 mod webrtc;

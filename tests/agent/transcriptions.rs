@@ -4,57 +4,26 @@ use hearken::config::Config;
 use hearken::engine::{Caption, Content, Event, Item};
 use serde_json::{Value, json};
 
-use crate::harness::{Opened, Server, config, noise_f32, serve, soon, speech, syllables, wav};
+use crate::harness::{config, noise_f32, serve, soon, speech, syllables, wav};
 
 const PATH: &str = "/v1/audio/transcriptions";
-
-fn form(file: Option<&[u8]>, fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut body = Vec::new();
-    for (name, value) in fields {
-        body.extend(format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n").bytes());
-    }
-    if let Some(file) = file {
-        body.extend(b"--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\n");
-        body.extend(file);
-        body.extend(b"\r\n");
-    }
-    body.extend(b"--B--\r\n");
-    body
-}
-
-async fn send(server: &Server, file: Option<&[u8]>, fields: &[(&str, &str)]) -> crate::harness::Sent {
-    server.send("POST", PATH, "multipart/form-data; boundary=B", &form(file, fields)).await
-}
 
 /// Speech from 1 to 3 s and from 5 to 6.5 s of 8.
 fn two_utterances() -> Vec<u8> {
     wav(&noise_f32(8.0, |t| ((1.0..3.0).contains(&t) || (5.0..6.5).contains(&t)) && syllables(t)))
 }
 
-/// Hears what it was given, and says these words in two pieces.
-async fn read(opened: &Opened, words: [&str; 2]) {
-    soon("the end of the sound", async {
-        while !opened.fed.is_finished.load(std::sync::atomic::Ordering::Acquire) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-    for (word, is_last) in words.into_iter().zip([false, true]) {
-        let caption = Caption { committed: word.into(), tentative: String::new(), is_last };
-        opened.captions.send(caption).await.unwrap();
-    }
-}
-
 #[tokio::test]
 async fn a_file_is_read_in_utterances_and_told_in_every_form() {
     let mut server = serve(config()).await;
     for form in ["json", "text", "verbose_json", "srt", "vtt"] {
-        let sent = send(&server, Some(&two_utterances()), &[("model", "whisper-1"), ("response_format", form)]).await;
+        let sent =
+            server.send_form(PATH, Some(&two_utterances()), &[("model", "whisper-1"), ("response_format", form)]).await;
         let mut fed = Vec::new();
         for words in [["Good", " morning."], [" It rains", "."]] {
             let opened = server.opened().await;
             assert!(opened.listen.captions);
-            read(&opened, words).await;
+            opened.read(words).await;
             fed.push(opened.fed.samples.lock().unwrap().len());
         }
         // With what is kept before and after, and three seconds of silence.
@@ -96,13 +65,13 @@ async fn a_file_is_read_in_utterances_and_told_in_every_form() {
 #[tokio::test]
 async fn a_streamed_one_tells_the_words_as_they_are_read() {
     let mut server = serve(config()).await;
-    let mut sent = send(&server, Some(&two_utterances()), &[("stream", "true")]).await;
+    let mut sent = server.send_form(PATH, Some(&two_utterances()), &[("stream", "true")]).await;
     let first = server.opened().await;
-    read(&first, ["Good", " morning."]).await;
+    first.read(["Good", " morning."]).await;
     // Before the second utterance is read.
     sent.until("morning.").await;
     let second = server.opened().await;
-    read(&second, [" It rains", "."]).await;
+    second.read([" It rains", "."]).await;
     let rest = sent.until("transcript.text.done").await;
     let told: Vec<Value> = rest
         .split("\n\n")
@@ -118,7 +87,7 @@ async fn a_streamed_one_tells_the_words_as_they_are_read() {
 async fn without_an_ear_for_words_the_model_itself_is_asked() {
     let mut server = serve(config()).await;
     let sound = wav(&noise_f32(3.0, |t| (1.0..2.0).contains(&t) && syllables(t)));
-    let sent = send(&server, Some(&sound), &[]).await;
+    let sent = server.send_form(PATH, Some(&sound), &[]).await;
     let opened = server.opened().await;
     drop(opened);
     let asked = server.asked().await;
@@ -136,16 +105,16 @@ async fn without_an_ear_for_words_the_model_itself_is_asked() {
 async fn a_file_that_ends_with_its_last_word_is_heard_to_its_end() {
     let mut server = serve(Config::default()).await;
     let clip = speech("sense_and_sensibility_01_austen_64kb-0930.wav");
-    let sent = send(&server, Some(&wav(&clip)), &[]).await;
+    let sent = server.send_form(PATH, Some(&wav(&clip)), &[]).await;
     let opened = server.opened().await;
-    read(&opened, ["He might", " even."]).await;
+    opened.read(["He might", " even."]).await;
     assert_eq!(sent.answer().await.json()["text"], "He might even.");
 }
 
 #[tokio::test]
 async fn silence_has_no_words_and_costs_no_engine() {
     let mut server = serve(config()).await;
-    let sent = send(&server, Some(&wav(&vec![0.0; 32_000])), &[]).await;
+    let sent = server.send_form(PATH, Some(&wav(&vec![0.0; 32_000])), &[]).await;
     assert_eq!(sent.answer().await.json()["text"], "");
     assert!(server.opened.try_recv().is_err());
 }
@@ -153,11 +122,12 @@ async fn silence_has_no_words_and_costs_no_engine() {
 #[tokio::test]
 async fn a_long_speech_is_cut_into_segments_that_the_encoder_takes() {
     let mut server = serve(config()).await;
-    let sent = send(&server, Some(&wav(&noise_f32(62.0, |t| (1.0..61.0).contains(&t) && syllables(t)))), &[]).await;
+    let sent =
+        server.send_form(PATH, Some(&wav(&noise_f32(62.0, |t| (1.0..61.0).contains(&t) && syllables(t)))), &[]).await;
     let mut fed = Vec::new();
     for _ in 0..3 {
         let opened = server.opened().await;
-        read(&opened, ["a", "b"]).await;
+        opened.read(["a", "b"]).await;
         fed.push(opened.fed.samples.lock().unwrap().len());
     }
     assert_eq!(sent.answer().await.json()["text"], "ab ab ab");
@@ -169,7 +139,7 @@ async fn a_long_speech_is_cut_into_segments_that_the_encoder_takes() {
 async fn a_client_that_vanishes_ends_the_reading() {
     for stream in ["true", "false"] {
         let mut server = serve(config()).await;
-        let mut sent = send(&server, Some(&two_utterances()), &[("stream", stream)]).await;
+        let mut sent = server.send_form(PATH, Some(&two_utterances()), &[("stream", stream)]).await;
         let opened = server.opened().await;
         if stream == "true" {
             let caption = Caption { committed: "Good".into(), ..Caption::default() };
@@ -206,7 +176,7 @@ async fn what_cannot_be_obeyed_is_refused_by_name() {
         ),
         (Some(&short[..]), &[("stream", "perhaps")], 400, "invalid_value", Some("stream")),
     ] {
-        let answer = send(&server, file, fields).await.answer().await;
+        let answer = server.send_form(PATH, file, fields).await.answer().await;
         let (found, at) = answer.refusal();
         assert_eq!((answer.status, found.as_str(), at.as_deref()), (status, code, param), "{fields:?}");
     }

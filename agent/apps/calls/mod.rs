@@ -1,0 +1,231 @@
+//! A call of one or two parties: each is heard by an ear of its own, and all its turns make one conversation in which every turn names its party.
+//!
+//! ```text
+//!  samples of each party -> its ear -> turns, measured from the signal ─┬─> words ─┬─> report, events, alerts
+//!                                      (two at once are two turns)      └─> note  ─┘
+//! ```
+//! [`Call`] is a machine without clock and engine: samples in, turns out, and a [`Report`] at any time. `live` runs it: it has each turn's words read and
+//! its note written, in bounded queues, and tells whoever watches.
+
+pub mod live;
+pub mod measure;
+pub mod note;
+pub mod report;
+pub mod rules;
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::audio::vad::{Gate, GateConfig, detector};
+use crate::audio::{RATE, samples, samples_ms};
+use crate::config::Voice;
+use crate::session::segment::{Ear, Heard};
+use measure::{Measures, measure};
+use note::Note;
+pub use report::Report;
+
+/// An overlap shorter than this is a turn taken a little early, seconds.
+const EARLY: f64 = 0.3;
+/// Speech shorter than this is a sign of listening ("mhm"), no interruption.
+const AGREEING: f64 = 0.7;
+/// Who goes on after so short a pause was not silent.
+const GOES_ON: f64 = 1.0;
+
+/// One turn of one party. Times are seconds into the call.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Turn {
+    /// From 0, in the order in which turns ended.
+    pub id: usize,
+    /// Which party, as an index of the call's names.
+    #[serde(skip)]
+    pub party: usize,
+    /// The first voice.
+    pub start: f64,
+    /// The last voice.
+    pub end: f64,
+    /// It broke into another party's turn.
+    pub interrupts: bool,
+    /// How it sounds.
+    #[serde(flatten)]
+    pub measures: Measures,
+    /// What was said, once it is read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub words: Option<String>,
+    /// What the model noted, once it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<Note>,
+}
+
+/// A turn that has just ended, with its sound: it is to be read and noted.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ended {
+    /// Which.
+    pub turn: usize,
+    /// Its party.
+    pub party: usize,
+    /// 16 kHz, with a little before and after.
+    pub sound: Arc<[f32]>,
+    /// Turns that are known to be interruptions only now; this one among them, perhaps.
+    pub interruptions: Vec<usize>,
+}
+
+/// One party's line.
+struct Line {
+    ear: Ear,
+    start: u64,
+    found: Vec<Heard>,
+}
+
+/// A call.
+pub struct Call {
+    names: Vec<String>,
+    lines: Vec<Line>,
+    turns: Vec<Turn>,
+    padding: u64,
+    trail: u64,
+    silence: usize,
+    /// How long it was, once it is over.
+    length: Option<f64>,
+}
+
+fn seconds(position: u64) -> f64 {
+    position as f64 / f64::from(RATE)
+}
+
+impl Call {
+    /// A call of these parties.
+    pub fn new(names: Vec<String>, voice: &Voice) -> Self {
+        let (padding, trail) = (samples_ms(voice.prefix_padding_ms), samples_ms(voice.pause_ms));
+        let line = |_: &String| {
+            let config = GateConfig::new(voice.threshold, voice.min_speech_ms, voice.silence_duration_ms);
+            let gate = Gate::new(detector(voice.detector), config);
+            let mut ear = Ear::new(Some(gate), padding, samples(voice.max_segment_seconds));
+            ear.trail = trail as u64;
+            Line { ear, start: 0, found: Vec::new() }
+        };
+        let lines = names.iter().map(line).collect();
+        let silence = samples_ms(voice.silence_duration_ms) + RATE as usize;
+        Self { names, lines, turns: Vec::new(), padding: padding as u64, trail: trail as u64, silence, length: None }
+    }
+
+    /// The parties' names.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// All turns that have ended, in that order.
+    pub fn turns(&self) -> &[Turn] {
+        &self.turns
+    }
+
+    /// How long it has lasted, seconds.
+    pub fn seconds(&self) -> f64 {
+        let now = self.lines.iter().map(|line| seconds(line.ear.position())).fold(0.0, f64::max);
+        self.length.unwrap_or(now)
+    }
+
+    /// For how long nobody has spoken.
+    pub fn silent_for(&self) -> f64 {
+        if self.lines.iter().any(|line| line.ear.in_turn()) {
+            return 0.0;
+        }
+        let last = self.turns.iter().map(|turn| turn.end).fold(0.0, f64::max);
+        (self.seconds() - last).max(0.0)
+    }
+
+    /// The next samples of one party; the turns that ended in them. A party that is not there says nothing.
+    pub fn hear(&mut self, party: usize, samples: &[f32]) -> Vec<Ended> {
+        let Some(line) = self.lines.get_mut(party) else { return Vec::new() };
+        line.ear.push(samples, &mut line.found);
+        let mut ended = Vec::new();
+        for heard in std::mem::take(&mut line.found) {
+            match heard {
+                Heard::Started(at) => line.start = at,
+                Heard::Ended { at, sound } => ended.push((line.start, at, sound)),
+                Heard::Paused(_) | Heard::Resumed => {}
+            }
+        }
+        ended.into_iter().map(|(start, end, sound)| self.end_turn(party, start, end, &sound)).collect()
+    }
+
+    /// The call is over: what is still being said has been said.
+    pub fn hang_up(&mut self) -> Vec<Ended> {
+        let silence = vec![0.0; self.silence];
+        let (all, parties) = (self.seconds(), 0..self.lines.len());
+        self.length = Some(all);
+        let ended: Vec<Ended> = parties.flat_map(|party| self.hear(party, &silence)).collect();
+        self.turns.iter_mut().for_each(|turn| turn.end = turn.end.min(all));
+        ended
+    }
+
+    fn end_turn(&mut self, party: usize, start: u64, end: u64, sound: &[f32]) -> Ended {
+        // Without what is kept around the voice.
+        let (first, last) = (start + if start == 0 { 0 } else { self.padding }, end.saturating_sub(self.trail));
+        let id = self.turns.len();
+        let turn = Turn {
+            id,
+            party,
+            start: seconds(first.min(last)),
+            end: seconds(last),
+            interrupts: false,
+            measures: measure(sound),
+            words: None,
+            note: None,
+        };
+        self.turns.push(turn);
+        let interruptions = self.interruptions(id);
+        interruptions.iter().for_each(|turn| self.turns[*turn].interrupts = true);
+        Ended { turn: id, party, sound: sound.into(), interruptions }
+    }
+
+    /// Who broke into whom, of this turn and those of others that overlap it.
+    fn interruptions(&self, id: usize) -> Vec<usize> {
+        let turn = &self.turns[id];
+        let others = self.turns[..id].iter().filter(|other| other.party != turn.party);
+        let mut found: Vec<usize> = others
+            .filter_map(|other| {
+                let (first, second) = if other.start <= turn.start { (other, turn) } else { (turn, other) };
+                let breaks_in = second.start + EARLY < first.end && first.start + EARLY < second.start;
+                let speaks = |turn: &Turn| turn.end - turn.start >= AGREEING;
+                let goes_on = self.turns[..=id].iter().any(|before| {
+                    before.party == second.party
+                        && before.id != second.id
+                        && before.end <= second.start
+                        && second.start - before.end < GOES_ON
+                });
+                (breaks_in && speaks(first) && speaks(second) && !goes_on).then_some(second.id)
+            })
+            .filter(|turn| !self.turns[*turn].interrupts)
+            .collect();
+        found.dedup();
+        found
+    }
+
+    /// A turn's words are read.
+    pub fn set_words(&mut self, turn: usize, words: String) {
+        if let Some(turn) = self.turns.get_mut(turn) {
+            turn.words = Some(words);
+        }
+    }
+
+    /// A turn's note is written.
+    pub fn set_note(&mut self, turn: usize, note: Note) {
+        if let Some(turn) = self.turns.get_mut(turn) {
+            turn.note = Some(note);
+        }
+    }
+
+    /// What was said before a turn began, as `party: words`, in order of speech; `None` is all.
+    pub fn said(&self, before: Option<usize>) -> Vec<String> {
+        let until = before.and_then(|id| self.turns.get(id)).map_or(f64::INFINITY, |turn| turn.start);
+        let mut said: Vec<&Turn> =
+            self.turns.iter().filter(|turn| turn.start < until && Some(turn.id) != before).collect();
+        said.sort_by(|a, b| a.start.total_cmp(&b.start));
+        let line = |turn: &Turn| {
+            let words = turn.words.as_deref().map(str::trim).filter(|words| !words.is_empty())?;
+            Some(format!("{}: {words}", self.names[turn.party]))
+        };
+        said.into_iter().filter_map(line).collect()
+    }
+}

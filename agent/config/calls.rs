@@ -1,0 +1,71 @@
+//! `[calls]`: what is kept of calls, what is noted, and what raises an alert.
+
+use serde::{Deserialize, Serialize};
+
+/// `[calls]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Calls {
+    /// Calls that are remembered; then the oldest goes.
+    pub kept: usize,
+    /// Hours after which an ended call is forgotten; 0: never.
+    pub hours: f32,
+    /// The longest call, seconds.
+    pub max_seconds: f32,
+    /// Whether the model writes a note on each turn and a summary at the end.
+    pub notes: bool,
+    /// Whether digits are blotted out of the words that are kept.
+    pub redact: bool,
+    /// Alerts are posted here as JSON; empty: nowhere.
+    pub webhook: String,
+    /// What raises an alert.
+    pub alerts: Vec<Rule>,
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            kept: 256,
+            hours: 24.0,
+            max_seconds: 14_400.0,
+            notes: true,
+            redact: false,
+            webhook: String::new(),
+            alerts: Vec::new(),
+        }
+    }
+}
+
+/// `[[calls.alerts]]`: the conditions that are set must all hold for a sign, `times` times `within_seconds`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rule {
+    /// What the alert is called.
+    pub name: String,
+    /// Of this party alone, such as `customer`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub party: Option<String>,
+    /// The turn's mood is one of these.
+    pub moods: Vec<String>,
+    /// The turn's risk is one of these.
+    pub risks: Vec<String>,
+    /// The turn's words hold one of these, whatever the case.
+    pub words: Vec<String>,
+    /// The party interrupts.
+    pub interrupts: bool,
+    /// Nobody speaks for so long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence_seconds: Option<f64>,
+    /// How often; 0 counts as 1.
+    pub times: usize,
+    /// In how long a time; 0: the whole call.
+    pub within_seconds: f64,
+}
+
+impl Rule {
+    /// Whether it says when.
+    pub(super) fn has_condition(&self) -> bool {
+        let lists = [&self.moods, &self.risks, &self.words].iter().any(|list| !list.is_empty());
+        lists || self.interrupts || self.silence_seconds.is_some()
+    }
+}
