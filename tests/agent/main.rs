@@ -30,3 +30,4 @@ mod telephony;
 mod text_turn;
 mod transcriptions;
 mod webrtc;
+mod websocket;
