@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use clap::Args;
+use serde_json::json;
 
 use super::Settings;
+use super::remote::{Remote, Target, as_local, pcm16};
 use super::terminal::Terminal;
-use crate::audio::file;
-use crate::engine::{Content, Engine as _, Item, Pace, Request, Role, SessionId, Tenant, Thinking};
+use crate::audio::{RATE, file};
+use crate::engine::{Content, Engine as _, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking};
 
 #[derive(Debug, Args)]
 pub(super) struct Ask {
@@ -30,6 +34,8 @@ pub(super) struct Ask {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
     settings: Settings,
 }
 
@@ -39,11 +45,13 @@ impl Ask {
         super::log(&config);
         let sound = file::read(&self.clip, config.limits.file_seconds);
         let sound = sound.with_context(|| format!("cannot listen to {}", self.clip.display()))?;
-        let mut content = vec![Content::Sound(sound.into())];
-        if !self.question.is_empty() {
-            // nano was trained with its instruction on a line of its own behind the sound.
-            content.push(Content::Text(format!("\n{}", self.question)));
+        // nano was trained with its instruction on a line of its own behind the sound.
+        let question = Some(format!("\n{}", self.question)).filter(|_| !self.question.is_empty());
+        if let Some(server) = &self.target.server {
+            return tokio::runtime::Runtime::new()?.block_on(self.remotely(server, sound, question));
         }
+        let mut content = vec![Content::Sound(sound.into())];
+        content.extend(question.map(Content::Text));
         let system = self.system.clone().unwrap_or(config.thinking.instructions.clone());
         let mut conversation = Vec::new();
         if !system.is_empty() {
@@ -74,5 +82,32 @@ impl Ask {
             terminal.show(&event)?;
         }
         Ok(())
+    }
+
+    /// The same of a server, whose sampling is its own.
+    async fn remotely(&self, server: &str, sound: Vec<f32>, question: Option<String>) -> Result<()> {
+        anyhow::ensure!(!self.greedy, "--greedy is for a model here; a server draws as it is configured");
+        let mut session = json!({"audio": {"input": {"turn_detection": null}}});
+        if let Some(system) = &self.system {
+            session["instructions"] = json!(system);
+        }
+        if self.no_thinking {
+            session["reasoning"] = json!({"effort": "none"});
+        }
+        let mut remote = Remote::connect(server, &self.target, session, RATE).await?;
+        let mut content = vec![json!({"type": "input_audio", "audio": STANDARD.encode(pcm16(sound))})];
+        content.extend(question.map(|text| json!({"type": "input_text", "text": text})));
+        let item = json!({"type": "message", "role": "user", "content": content});
+        remote.send(json!({"type": "conversation.item.create", "item": item})).await?;
+        remote.send(json!({"type": "response.create"})).await?;
+        let mut terminal = Terminal::new(self.json);
+        loop {
+            let Some(event) = as_local(&remote.event().await?)? else { continue };
+            terminal.show(&event)?;
+            if matches!(event, Event::Done { .. }) {
+                remote.close().await;
+                return Ok(());
+            }
+        }
     }
 }

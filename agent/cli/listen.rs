@@ -1,20 +1,38 @@
-//! `hearken listen`: the microphone, live, through the same WebSocket as everybody's.
+//! `hearken listen`: the microphone or a file, live, through the same WebSocket as everybody's.
 //!
 //! It is a Realtime client; without `--server` it starts a server of its own on a free port, so that there is one live path and no other.
 
-use anyhow::Result;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
 use clap::Args;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Settings;
+use super::remote::{Remote, Target, as_local, pcm16};
+use super::terminal::Terminal;
+use crate::audio::{RATE, file};
+use crate::transport;
+
+/// Sound that may wait for the socket: 2 s in packets of 10 ms. More is dropped, as a live microphone must not wait.
+const WAITING: usize = 200;
+/// What a file is sent in.
+const PACKET: Duration = Duration::from_millis(20);
+/// Silence behind a file, packets: the turn is over then, whatever the server waits for.
+const SILENCE: usize = 150;
 
 #[derive(Debug, Args)]
 pub(super) struct Listen {
-    /// A server that runs already, such as ws://127.0.0.1:8080; without it, one is started.
+    #[command(flatten)]
+    target: Target,
+    /// A sound file instead of the microphone, as fast as it was spoken; it ends with the last answer.
     #[arg(long)]
-    server: Option<String>,
-    /// The token it asks for.
-    #[arg(long, env = "HEARKEN_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    file: Option<PathBuf>,
     /// One JSON object a line: the server's events as they come.
     #[arg(long)]
     json: bool,
@@ -22,123 +40,140 @@ pub(super) struct Listen {
     settings: Settings,
 }
 
-impl Listen {
-    #[cfg(not(feature = "mic"))]
-    pub(super) fn run(&self) -> Result<()> {
-        anyhow::bail!(
-            "this build has no microphone: build with `cargo build --release --features mic` (on Debian: apt-get install libasound2-dev)"
-        )
-    }
-
+/// What is sent: packets of PCM16 and their rate. A microphone is open for as long as this lives.
+struct Source {
+    packets: mpsc::Receiver<Vec<u8>>,
+    rate: u32,
     #[cfg(feature = "mic")]
-    pub(super) fn run(&self) -> Result<()> {
-        live::run(self)
-    }
+    _stream: Option<cpal::Stream>,
 }
 
-#[cfg(feature = "mic")]
-mod live {
-    use std::io::Write as _;
-    use std::sync::Arc;
-
-    use anyhow::{Context as _, Result, anyhow};
-    use cpal::traits::{DeviceTrait as _, HostTrait as _, StreamTrait as _};
-    use futures_util::{SinkExt as _, StreamExt as _};
-    use serde_json::{Value, json};
-    use tokio::net::TcpListener;
-    use tokio::sync::mpsc;
-    use tokio_tungstenite::connect_async;
-    use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest as _};
-
-    use super::Listen;
-    use crate::transport;
-
-    /// Sound that may wait for the socket: 2 s in callbacks of 10 ms. More is dropped, as a live microphone must not wait.
-    const WAITING: usize = 200;
-
-    pub(super) fn run(listen: &Listen) -> Result<()> {
-        let config = listen.settings.load()?;
+impl Listen {
+    pub(super) fn run(&self) -> Result<()> {
+        let config = self.settings.load()?;
         let runtime = tokio::runtime::Runtime::new()?;
         runtime.block_on(async {
-            let server = match &listen.server {
-                Some(server) => server.trim_end_matches('/').replacen("http", "ws", 1),
+            let source = match &self.file {
+                Some(path) => {
+                    let sound = file::read(path, config.limits.file_seconds);
+                    from_file(sound.with_context(|| format!("cannot listen to {}", path.display()))?)
+                }
+                None => microphone()?,
+            };
+            let server = match &self.target.server {
+                Some(server) => server.clone(),
                 None => {
-                    let engine = Arc::new(tokio::task::block_in_place(|| super::super::engine(&config))?);
+                    let engine = Arc::new(tokio::task::block_in_place(|| super::engine(&config))?);
                     let listener = TcpListener::bind("127.0.0.1:0").await?;
                     let address = listener.local_addr()?;
                     tokio::spawn(transport::serve(listener, Arc::new(config), engine, std::future::pending()));
                     format!("ws://{address}")
                 }
             };
-            talk(listen, &server).await
+            self.talk(&server, source).await
         })
     }
 
-    async fn talk(listen: &Listen, server: &str) -> Result<()> {
-        let mut request = format!("{server}/v1/realtime").into_client_request()?;
-        if let Some(token) = &listen.token {
-            request.headers_mut().insert("Authorization", format!("Bearer {token}").parse()?);
-        }
-        let (socket, _) = connect_async(request).await.with_context(|| format!("cannot reach {server}"))?;
-        let (mut out, mut events) = socket.split();
-        let (sound, mut waiting) = mpsc::channel::<Vec<u8>>(WAITING);
-        let (_stream, rate) = microphone(sound)?;
-        let session = json!({"type": "session.update", "session": {"type": "realtime", "include": ["reasoning.text"],
-            "audio": {"input": {"format": {"type": "audio/pcm", "rate": rate}}}}});
-        out.send(Message::text(session.to_string())).await?;
+    async fn talk(&self, server: &str, mut source: Source) -> Result<()> {
+        let mut remote = Remote::connect(server, &self.target, json!({}), source.rate).await?;
+        let mut terminal = Terminal::new(false);
+        let (mut is_over, mut turns) = (false, Turns::default());
         eprintln!("listening; Ctrl-C ends");
-        loop {
+        while !(is_over && turns.are_answered()) {
             tokio::select! {
-                Some(bytes) = waiting.recv() => out.send(Message::binary(bytes)).await?,
-                event = events.next() => match event {
-                    Some(Ok(Message::Text(text))) => show(listen.json, &text)?,
-                    Some(Ok(_)) => {}
-                    Some(Err(e)) => return Err(e.into()),
-                    None => return Err(anyhow!("the server has hung up")),
+                packet = source.packets.recv(), if !is_over => match packet {
+                    Some(bytes) => remote.sound(bytes).await?,
+                    None => is_over = true,
                 },
-                _ = tokio::signal::ctrl_c() => return Ok(()),
+                event = remote.event() => {
+                    let event = event?;
+                    turns.count(&event);
+                    if self.json {
+                        terminal.raw(&event)?;
+                    } else if let Some(event) = as_local(&event)? {
+                        terminal.show(&event)?;
+                    }
+                }
+                _ = tokio::signal::ctrl_c() => break,
             }
         }
+        remote.close().await;
+        Ok(())
     }
+}
 
-    /// Opens the default microphone: its first channel as PCM16, at the first of our rates that it has.
-    fn microphone(sound: mpsc::Sender<Vec<u8>>) -> Result<(cpal::Stream, u32)> {
-        let device = cpal::default_host().default_input_device().ok_or_else(|| anyhow!("no microphone is there"))?;
-        let ranges: Vec<_> = device.supported_input_configs()?.collect();
-        let fits = |rate: &u32| {
-            let range = ranges.iter().find(|r| (r.min_sample_rate()..=r.max_sample_rate()).contains(rate));
-            range.map(|r| (r.channels(), *rate))
-        };
-        let found = [16_000, 24_000, 48_000].iter().find_map(fits);
-        let (channels, rate) = found.ok_or_else(|| anyhow!("the microphone has none of 16, 24 and 48 kHz"))?;
-        let config = cpal::StreamConfig { channels, sample_rate: rate, buffer_size: cpal::BufferSize::Default };
-        let take = move |frames: &[f32], _: &cpal::InputCallbackInfo| {
-            let first = frames.chunks_exact(channels.into()).map(|f| (f[0].clamp(-1.0, 1.0) * 32_767.0) as i16);
-            drop(sound.try_send(first.flat_map(i16::to_le_bytes).collect()));
-        };
-        let stream = device.build_input_stream(config, take, |e| eprintln!("hearken: microphone: {e}"), None)?;
-        stream.play()?;
-        Ok((stream, rate))
-    }
+/// How far the conversation is.
+#[derive(Default)]
+struct Turns {
+    begun: usize,
+    ended: usize,
+    answered: usize,
+}
 
-    fn show(json: bool, text: &str) -> Result<()> {
-        let event: Value = serde_json::from_str(text)?;
-        let mut out = std::io::stdout().lock();
-        if json {
-            writeln!(out, "{event}")?;
-            return Ok(());
-        }
-        let field = |name: &str| event[name].as_str().unwrap_or_default();
-        match field("type") {
-            "conversation.item.input_audio_transcription.completed" => {
-                writeln!(out, "\x1b[2mheard: {}", field("transcript"))?
-            }
-            "response.reasoning_text.delta" => write!(out, "\x1b[2m{}\x1b[0m", field("delta"))?,
-            "response.output_text.delta" => write!(out, "\x1b[0m{}", field("delta"))?,
-            "response.reasoning_text.done" | "response.done" => writeln!(out, "\x1b[0m")?,
-            "error" => eprintln!("hearken: {}", event["error"]["message"].as_str().unwrap_or_default()),
+impl Turns {
+    fn count(&mut self, event: &Value) {
+        match event["type"].as_str().unwrap_or_default() {
+            "input_audio_buffer.speech_started" => self.begun += 1,
+            "input_audio_buffer.speech_stopped" => self.ended += 1,
+            "response.done" => self.answered += 1,
             _ => {}
         }
-        Ok(out.flush()?)
     }
+
+    fn are_answered(&self) -> bool {
+        self.begun == self.ended && self.answered >= self.ended
+    }
+}
+
+/// A file, packet by packet in its own time.
+fn from_file(sound: Vec<f32>) -> Source {
+    let (out, packets) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        let length = RATE as usize * PACKET.as_millis() as usize / 1000;
+        let silence = std::iter::repeat_n(vec![0.0; length], SILENCE);
+        let mut at = Instant::now();
+        for packet in sound.chunks(length).map(<[f32]>::to_vec).chain(silence) {
+            at += PACKET;
+            tokio::time::sleep_until(at).await;
+            if out.send(pcm16(packet)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Source {
+        packets,
+        rate: RATE,
+        #[cfg(feature = "mic")]
+        _stream: None,
+    }
+}
+
+#[cfg(not(feature = "mic"))]
+fn microphone() -> Result<Source> {
+    anyhow::bail!(
+        "this build has no microphone (--file CLIP sends a file): build with `cargo build --release --features mic` (on Debian: apt-get install libasound2-dev)"
+    )
+}
+
+/// The default microphone: its first channel, at the first of our rates that it has.
+#[cfg(feature = "mic")]
+fn microphone() -> Result<Source> {
+    use anyhow::anyhow;
+    use cpal::traits::{DeviceTrait as _, HostTrait as _, StreamTrait as _};
+    let device = cpal::default_host().default_input_device().ok_or_else(|| anyhow!("no microphone is there"))?;
+    let ranges: Vec<_> = device.supported_input_configs()?.collect();
+    let fits = |rate: &u32| {
+        let range = ranges.iter().find(|r| (r.min_sample_rate()..=r.max_sample_rate()).contains(rate));
+        range.map(|r| (r.channels(), *rate))
+    };
+    let found = [16_000, 24_000, 48_000].iter().find_map(fits);
+    let (channels, rate) = found.ok_or_else(|| anyhow!("the microphone has none of 16, 24 and 48 kHz"))?;
+    let config = cpal::StreamConfig { channels, sample_rate: rate, buffer_size: cpal::BufferSize::Default };
+    let (sound, packets) = mpsc::channel(WAITING);
+    let take = move |frames: &[f32], _: &cpal::InputCallbackInfo| {
+        drop(sound.try_send(pcm16(frames.chunks_exact(channels.into()).map(|frame| frame[0]))));
+    };
+    let stream = device.build_input_stream(config, take, |e| eprintln!("hearken: microphone: {e}"), None)?;
+    stream.play()?;
+    Ok(Source { packets, rate, _stream: Some(stream) })
 }

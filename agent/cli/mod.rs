@@ -4,6 +4,7 @@ mod ask;
 mod bench;
 mod eval;
 mod listen;
+mod remote;
 mod serve;
 mod terminal;
 
@@ -36,7 +37,7 @@ enum Command {
     },
     /// Listen to a sound file (wav, flac, ogg, opus, mp3) and answer it.
     Ask(ask::Ask),
-    /// Listen to the microphone (feature `mic`).
+    /// Listen to the microphone (feature `mic`) or to a file as it is spoken, here or at a server.
     Listen(listen::Listen),
     /// Bring a checkpoint to this machine: nano, step-audio-r1, step-audio-r1.1, step-audio-2-mini, or a Hugging Face id.
     Fetch {

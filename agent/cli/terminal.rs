@@ -26,14 +26,22 @@ impl Terminal {
         Self { json, colour, dimmed: false, fresh: true }
     }
 
+    /// Shows a line of JSON.
+    ///
+    /// # Errors
+    /// A closed pipe.
+    pub(super) fn raw(&mut self, event: &Value) -> Result<()> {
+        // Not println, which panics when the reader has gone.
+        Ok(writeln!(std::io::stdout(), "{event}")?)
+    }
+
     /// Shows one event.
     ///
     /// # Errors
     /// The engine's failure; a closed pipe.
     pub(super) fn show(&mut self, event: &Event) -> Result<()> {
         if self.json {
-            // Not println, which panics when the reader has gone.
-            writeln!(std::io::stdout(), "{}", as_json(event))?;
+            self.raw(&as_json(event))?;
         }
         match event {
             Event::Failed(error) => return Err(anyhow!("{error}")),
