@@ -210,7 +210,6 @@ impl Jitter {
                 }
                 // Nothing is lost where no number is missing: the sender has paused.
                 if let Some(pause) = self.spend(missing) {
-                    self.stats.paused += pause;
                     return self.conceal(pause);
                 }
                 return self.decode(now);
@@ -223,7 +222,6 @@ impl Jitter {
             let copied = u64::from(ticks(&head.payload) / TICKS);
             let made_up = if copied > 0 && missing >= copied { missing - copied } else { missing };
             if let Some(lost) = self.spend(made_up) {
-                self.stats.concealed += lost;
                 return self.conceal(lost);
             }
             return self.give_up(now, seen, number, missing);
@@ -296,6 +294,7 @@ impl Jitter {
         let position = self.position.as_mut()?;
         let (number, head) = self.held.pop_first()?;
         let length = ticks(&head.payload);
+        self.stats.paused += position.filled;
         *position = Position {
             sequence: number + 1,
             timestamp: head.timestamp.wrapping_add(length),
@@ -324,7 +323,8 @@ impl Jitter {
         let head = self.held.get(&number)?;
         // Whatever is still missing of the gap is more than may be made up.
         position.timestamp = head.timestamp;
-        position.filled = 0;
+        // Whatever it was taken for while it lasted.
+        self.stats.concealed += std::mem::take(&mut position.filled);
         self.hole = None;
         let copied = u64::from(ticks(&head.payload) / TICKS);
         if copied == 0 || missing < copied {
@@ -360,7 +360,6 @@ impl Jitter {
         let steps = samples.saturating_sub(position.filled) / STEP;
         // Rounding may hold the deadline a hair before the sample.
         let samples = self.spend(steps.max(1) * STEP)?;
-        self.stats.paused += samples;
         self.conceal(samples)
     }
 }

@@ -21,6 +21,8 @@ mod interruption;
 mod jitter;
 mod journal;
 mod listening;
+mod load;
+mod network;
 mod phone;
 mod realtime;
 mod relay;
