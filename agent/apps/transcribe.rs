@@ -11,8 +11,8 @@ use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Voice;
 use crate::engine::{
-    Content, Engine, EngineError, Event, Item, Listen, Listening, Pace, Request, Role, Sampling, SessionId, Tenant,
-    Thinking, Turn,
+    Calling, Content, Engine, EngineError, Event, Item, Listen, Listening, Pace, Request, Role, Sampling, SessionId,
+    Tenant, Thinking, Turn,
 };
 use crate::session::segment::{Ear, Heard};
 
@@ -178,6 +178,7 @@ impl<'a> Words<'a> {
             tenant: self.tenant,
             conversation: user(vec![Content::Sound(self.sound.into()), Content::Text(ASKED.into())]),
             tools: String::new(),
+            calling: Calling::May,
             thinking: Thinking::Off,
             thinking_budget: 0,
             pace: Pace::ThinkBefore,

@@ -12,7 +12,7 @@ use super::Settings;
 use super::remote::{Remote, Target, as_local, pcm16};
 use super::terminal::Terminal;
 use crate::audio::{RATE, file};
-use crate::engine::{Content, Engine as _, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking};
+use crate::engine::{Calling, Content, Engine as _, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking};
 
 #[derive(Debug, Args)]
 pub(super) struct Ask {
@@ -68,6 +68,7 @@ impl Ask {
             tenant: Tenant::default(),
             conversation,
             tools: String::new(),
+            calling: Calling::May,
             thinking: if budget.is_some() { Thinking::On } else { Thinking::Off },
             thinking_budget: budget.unwrap_or(0),
             pace: Pace::default(),

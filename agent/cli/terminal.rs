@@ -49,6 +49,7 @@ impl Terminal {
             Event::Heard(words) => self.line(&format!("heard: {words}"), true)?,
             Event::Reasoning(text) => self.write(text, true)?,
             Event::Reply(text) => self.write(text, false)?,
+            Event::CallDelta { .. } => {}
             Event::ToolCall { name, arguments } => self.line(&format!("calls {name} {arguments}"), false)?,
             Event::Done { timings, .. } => self.line(&summary(timings), true)?,
         }
@@ -100,6 +101,7 @@ fn as_json(event: &Event) -> Value {
         Event::Heard(text) => json!({"type": "heard", "text": text}),
         Event::Reasoning(text) => json!({"type": "reasoning", "text": text}),
         Event::Reply(text) => json!({"type": "reply", "text": text}),
+        Event::CallDelta { name, delta } => json!({"type": "call_delta", "name": name, "delta": delta}),
         Event::ToolCall { name, arguments } => json!({"type": "tool_call", "name": name, "arguments": arguments}),
         Event::Failed(error) => json!({"type": "failed", "message": error.to_string()}),
         Event::Done { finish, usage, timings } => {

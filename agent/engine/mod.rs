@@ -41,6 +41,18 @@ pub enum Pace {
     SpeakFirst,
 }
 
+/// Whether a function is to be called, where there are any.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Calling {
+    /// As the model likes.
+    #[default]
+    May,
+    /// One must be.
+    Must,
+    /// This one must be.
+    This(String),
+}
+
 /// One turn to compute.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -52,6 +64,8 @@ pub struct Request {
     pub conversation: Vec<Item>,
     /// JSON array of function schemas, or empty.
     pub tools: String,
+    /// Whether one of them must be called.
+    pub calling: Calling,
     /// Whether to reason first.
     pub thinking: Thinking,
     /// Reasoning is closed after this many tokens.
@@ -112,7 +126,7 @@ pub struct Timings {
     pub reply: Duration,
 }
 
-/// What a turn streams: `Reasoning*`, (`Reply` | `ToolCall`)*, then `Done` or `Failed`. `Heard` comes once and before `Done`, wherever it is
+/// What a turn streams: `Reasoning*`, (`Reply` | `CallDelta`* `ToolCall`)*, then `Done` or `Failed`. `Heard` comes once and before `Done`, wherever it is
 /// known; with another [`Pace`] than [`Pace::ThinkBefore`], reasoning and reply come side by side.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -122,11 +136,18 @@ pub enum Event {
     Reasoning(String),
     /// More reply text.
     Reply(String),
+    /// More of the arguments of a call that is being written. Not every engine and model tells of a call before it is whole.
+    CallDelta {
+        /// The function's name.
+        name: String,
+        /// More JSON text.
+        delta: String,
+    },
     /// The model calls a function.
     ToolCall {
         /// The function's name.
         name: String,
-        /// JSON text.
+        /// JSON text, all of it.
         arguments: String,
     },
     /// The turn is over.

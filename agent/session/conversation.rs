@@ -387,6 +387,8 @@ impl Conversation {
                         items.push(engine::Item::Message { role: *role, content });
                     }
                 }
+                // A call that was cut off was never made.
+                Body::Call { .. } if entry.status != Status::Completed => {}
                 Body::Call { name, arguments, .. } => {
                     items.push(engine::Item::ToolCall { name: name.clone(), arguments: arguments.clone() });
                 }

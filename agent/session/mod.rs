@@ -426,6 +426,8 @@ impl Session {
         if !params.out_of_band {
             self.conversation.room()?;
         }
+        let choice = params.tool_choice.as_ref().unwrap_or(&self.settings.tool_choice);
+        choice.check(params.tools.as_ref().unwrap_or(&self.settings.tools), "response.tool_choice")?;
         let written;
         let entries = match params.input.take() {
             None => self.conversation.entries(),
@@ -480,6 +482,7 @@ impl Session {
                 params.tools.as_ref().unwrap_or(&s.tools),
                 params.tool_choice.as_ref().unwrap_or(&s.tool_choice),
             ),
+            calling: params.tool_choice.as_ref().unwrap_or(&s.tool_choice).calling(),
             thinking: if budget.is_some() { Thinking::On } else { Thinking::Off },
             thinking_budget: budget.unwrap_or(0),
             pace: thinking.pace,

@@ -48,6 +48,21 @@ struct OpenMessage {
     text: String,
 }
 
+#[derive(Debug)]
+struct OpenCall {
+    item_id: String,
+    call_id: String,
+    name: String,
+    arguments: String,
+}
+
+impl OpenCall {
+    fn entry(&self, status: Status) -> Entry {
+        let (call_id, name, arguments) = (self.call_id.clone(), self.name.clone(), self.arguments.clone());
+        Entry { id: self.item_id.clone(), status, body: Body::Call { call_id, name, arguments } }
+    }
+}
+
 /// A response under way.
 #[derive(Debug)]
 pub(super) struct Running {
@@ -55,6 +70,8 @@ pub(super) struct Running {
     /// Finished items.
     output: Vec<Item>,
     open: Option<OpenMessage>,
+    /// A call being written.
+    call: Option<OpenCall>,
     /// The name kept for the item that the reasoning leads to.
     reserved: Option<String>,
     /// The item it belongs to, and its text so far.
@@ -64,7 +81,7 @@ pub(super) struct Running {
 impl Running {
     /// Begins, and says so before anything is computed.
     pub(super) fn begin(opening: Opening, out: &mut Outbox) -> Self {
-        let this = Self { opening, output: Vec::new(), open: None, reserved: None, reasoning: None };
+        let this = Self { opening, output: Vec::new(), open: None, call: None, reserved: None, reasoning: None };
         let response = this.show(ResponseStatus::InProgress, None, None, None);
         out.send(ServerEvent::ResponseCreated { response });
         this
@@ -115,6 +132,7 @@ impl Running {
             Event::Heard(words) => self.heard(&words, told, items, out),
             Event::Reasoning(delta) => self.reasoning(delta, out),
             Event::Reply(delta) => self.reply(delta, items, out),
+            Event::CallDelta { name, delta } => self.call_delta(&name, delta, items, out),
             Event::ToolCall { name, arguments } => self.tool_call(name, arguments, items, out),
             Event::Done { finish, usage, timings } => return Some(End::Done(finish, usage, timings)),
             Event::Failed(error) => return Some(End::Failed(error)),
@@ -186,33 +204,43 @@ impl Running {
         out.send(ServerEvent::TextDelta { place: self.place(&id), delta });
     }
 
-    fn tool_call(&mut self, name: String, arguments: String, items: &mut Conversation, out: &mut Outbox) {
-        self.end_reasoning(out);
-        self.close_message(Status::Completed, items, out);
-        let item_id = self.reserved.take().unwrap_or_else(|| out.name("item"));
-        let call_id = out.name("call");
-        let call = |arguments: String| Body::Call { call_id: call_id.clone(), name: name.clone(), arguments };
-        let mut entry = Entry { id: item_id.clone(), status: Status::InProgress, body: call(String::new()) };
-        self.add(entry.clone(), items, out);
-        let response_id = self.opening.response_id.clone();
-        let output_index = self.output.len();
+    /// More of a call's arguments; the first of them open its item.
+    fn call_delta(&mut self, name: &str, delta: String, items: &mut Conversation, out: &mut Outbox) {
+        if self.call.is_none() {
+            self.end_reasoning(out);
+            self.close_message(Status::Completed, items, out);
+            let item_id = self.reserved.take().unwrap_or_else(|| out.name("item"));
+            let call = OpenCall { item_id, call_id: out.name("call"), name: name.to_owned(), arguments: String::new() };
+            self.add(call.entry(Status::InProgress), items, out);
+            self.call = Some(call);
+        }
+        let call = self.call.as_mut().expect("opened above");
+        call.arguments.push_str(&delta);
         out.send(ServerEvent::ArgumentsDelta {
-            response_id: response_id.clone(),
-            item_id: item_id.clone(),
-            output_index,
-            call_id: call_id.clone(),
-            delta: arguments.clone(),
+            response_id: self.opening.response_id.clone(),
+            item_id: call.item_id.clone(),
+            output_index: self.output.len(),
+            call_id: call.call_id.clone(),
+            delta,
         });
+    }
+
+    fn tool_call(&mut self, name: String, arguments: String, items: &mut Conversation, out: &mut Outbox) {
+        let told = self.call.as_ref().map_or(0, |call| call.arguments.len());
+        // An engine that told of it on the way has told all of it.
+        if told == 0 {
+            self.call_delta(&name, arguments, items, out);
+        }
+        let Some(call) = self.call.take() else { return };
         out.send(ServerEvent::ArgumentsDone {
-            response_id,
-            item_id,
-            output_index,
-            call_id: call_id.clone(),
-            name: name.clone(),
-            arguments: arguments.clone(),
+            response_id: self.opening.response_id.clone(),
+            item_id: call.item_id.clone(),
+            output_index: self.output.len(),
+            call_id: call.call_id.clone(),
+            name,
+            arguments: call.arguments.clone(),
         });
-        (entry.status, entry.body) = (Status::Completed, call(arguments));
-        self.finish(entry, items, out);
+        self.finish(call.entry(Status::Completed), items, out);
     }
 
     /// A new output item begins.
@@ -283,6 +311,9 @@ impl Running {
             }
         };
         let whole = status == ResponseStatus::Completed;
+        if let Some(call) = self.call.take() {
+            self.finish(call.entry(Status::Incomplete), items, out);
+        }
         self.close_message(if whole { Status::Completed } else { Status::Incomplete }, items, out);
         let response = self.show(status, details, Some(usage.unwrap_or_default()), timings);
         out.send(ServerEvent::ResponseDone { response });

@@ -128,6 +128,20 @@ impl PromptFormat {
         }
     }
 
+    /// How a call is written: what stands before the function's name, between it and the arguments, and behind them. In Step's format the
+    /// outer two hold markers; in Qwen's they are plain text, for the Coder models never learned its tokens for them.
+    pub fn call(self) -> [&'static str; 3] {
+        match self {
+            Self::Step => ["<tool_call>function\n", "\n", "</tool_call>"],
+            Self::ChatMl => ["<tool_call>\n{\"name\": \"", "\", \"arguments\": ", "}\n</tool_call>"],
+        }
+    }
+
+    /// Whether a call's markers are tokens of their own.
+    pub fn marks_calls(self) -> bool {
+        self == Self::Step
+    }
+
     /// Renders `items` up to the point where the assistant's words begin.
     ///
     /// `tools` is the JSON array of function schemas, empty when there are none.
@@ -175,13 +189,22 @@ impl PromptFormat {
 
     fn tools(self, tools: &str, out: &mut Rendered) {
         match self {
-            Self::Step => out.control(self.open("tool_json_schemas")),
+            Self::Step => {
+                out.control(self.open("tool_json_schemas"));
+                out.text(tools);
+            }
+            // In one message with the instructions, if there are any.
             Self::ChatMl => {
-                out.control(self.open("system"));
-                out.text("Tools, as JSON schemas. Call one with <tool_call>function\\nNAME\\n{json}</tool_call>:\n");
+                if out.take_back(&self.close()) {
+                    out.text("\n\n");
+                } else {
+                    out.control(self.open("system"));
+                }
+                out.text(QWEN_TOOLS_BEFORE);
+                out.text(&qwen_tools(tools));
+                out.text(QWEN_TOOLS_BEHIND);
             }
         }
-        out.text(tools);
         out.control(self.close());
     }
 
@@ -203,17 +226,43 @@ impl PromptFormat {
             }
             Item::ToolCall { name, arguments } => {
                 out.control(self.open("assistant"));
-                out.control("<tool_call>".into());
-                out.text(&format!("function\n{name}\n{arguments}"));
-                out.control("</tool_call>".into());
+                let [before, between, behind] = self.call();
+                if self.marks_calls() {
+                    out.control(before.into());
+                    out.text(&format!("{name}{between}{arguments}"));
+                    out.control(behind.into());
+                } else {
+                    out.text(&format!("{before}{name}{between}{arguments}{behind}"));
+                }
             }
-            Item::ToolResult { name, output } => {
-                out.control(self.open(if self == Self::Step { "function_output" } else { "user" }));
+            Item::ToolResult { name, output } if self == Self::Step => {
+                out.control(self.open("function_output"));
                 out.text(&format!("{name}\n{output}"));
+            }
+            Item::ToolResult { output, .. } => {
+                out.control(self.open("user"));
+                out.text(&format!("<tool_response>\n{output}\n</tool_response>"));
             }
         }
         out.control(self.close());
     }
+}
+
+/// What Qwen2.5 is told of its functions, before and behind their schemas. Source: the chat template of Qwen2.5.
+const QWEN_TOOLS_BEFORE: &str = "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n\
+    You are provided with function signatures within <tools></tools> XML tags:\n<tools>";
+const QWEN_TOOLS_BEHIND: &str = "\n</tools>\n\nFor each function call, return a json object with function name and arguments \
+    within <tool_call></tool_call> XML tags:\n<tool_call>\n{\"name\": <function-name>, \"arguments\": <args-json-object>}\n</tool_call>";
+
+/// The schemas as that template has them: one a line, each below `function`. What is no JSON array goes as it is.
+fn qwen_tools(tools: &str) -> String {
+    let Ok(tools) = serde_json::from_str::<Vec<serde_json::Value>>(tools) else { return format!("\n{tools}") };
+    let line = |tool: &serde_json::Value| {
+        let field = |name: &str| tool.get(name).map(|value| format!("\"{name}\": {value}"));
+        let fields: Vec<String> = ["name", "description", "parameters"].into_iter().filter_map(field).collect();
+        format!("\n{{\"type\": \"function\", \"function\": {{{}}}}}", fields.join(", "))
+    };
+    tools.iter().map(line).collect()
 }
 
 /// Pieces under construction; neighbours of one kind are joined, so that they are tokenised as one text.
@@ -228,6 +277,17 @@ impl Rendered {
             Some(Piece::Control(last)) => last.push_str(&text),
             _ => self.pieces.push(Piece::Control(text)),
         }
+    }
+
+    /// Takes the markers back that were written last, if they were these.
+    fn take_back(&mut self, markers: &str) -> bool {
+        let Some(Piece::Control(last)) = self.pieces.last_mut() else { return false };
+        let Some(before) = last.strip_suffix(markers) else { return false };
+        *last = before.to_owned();
+        if last.is_empty() {
+            self.pieces.pop();
+        }
+        true
     }
 
     fn text(&mut self, text: &str) {
@@ -279,6 +339,28 @@ mod tests {
             "<|BOT|>assistant\n<tool_call>function\nclock\n{}</tool_call><|EOT|>\
              <|BOT|>function_output\nclock\nnoon<|EOT|><|BOT|>assistant\n<think>\n\n</think>\n"
         );
+    }
+
+    #[test]
+    fn functions_are_told_to_qwen_as_its_own_template_does() {
+        let items = [
+            user(vec![Content::Text("Time?".into())]),
+            Item::ToolCall { name: "clock".into(), arguments: "{\"zone\":\"UTC\"}".into() },
+            Item::ToolResult { name: "clock".into(), output: "noon".into() },
+        ];
+        let tools = r#"[{"type": "function", "name": "clock", "parameters": {"type": "object"}}]"#;
+        let told = flat(&PromptFormat::ChatMl.render(&items, tools, Thinking::Off));
+        assert!(told.starts_with("<|im_start|>system\n# Tools\n"), "{told}");
+        let schema = "<tools>\n{\"type\": \"function\", \"function\": {\"name\": \"clock\", \"parameters\": {\"type\":\"object\"}}}\n</tools>";
+        assert!(told.contains(schema), "{told}");
+        let rest = "<|im_start|>user\nTime?<|im_end|>\n<|im_start|>assistant\n<tool_call>\n\
+                    {\"name\": \"clock\", \"arguments\": {\"zone\":\"UTC\"}}\n</tool_call><|im_end|>\n\
+                    <|im_start|>user\n<tool_response>\nnoon\n</tool_response><|im_end|>\n\
+                    <|im_start|>assistant\n<think>\n\n</think>\n\n";
+        assert!(told.ends_with(rest), "{told}");
+        let brief = Item::Message { role: Role::System, content: vec![Content::Text("Be brief.".into())] };
+        let told = flat(&PromptFormat::ChatMl.render(&[brief, items[0].clone()], tools, Thinking::On));
+        assert!(told.starts_with("<|im_start|>system\nBe brief.\n\n# Tools\n"), "{told}");
     }
 
     #[test]

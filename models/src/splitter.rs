@@ -132,9 +132,14 @@ fn undecided(text: &str, markers: &[&str]) -> usize {
     marker + rest.len() - rest.trim_end().len()
 }
 
-/// Reads `function\nNAME\n{json}`; what is not of that form is a call of what its first line says.
+/// Reads `function\nNAME\n{json}` or `{"name": …, "arguments": {…}}`; what is of neither form is a call of what its first line says.
 fn call(text: &str) -> Part {
     let text = text.trim();
+    if let Ok(call) = serde_json::from_str::<serde_json::Value>(text)
+        && let Some(name) = call["name"].as_str()
+    {
+        return Part::ToolCall { name: name.into(), arguments: call["arguments"].to_string() };
+    }
     let text = text.strip_prefix("function\n").unwrap_or(text);
     let (name, arguments) = text.split_once('\n').unwrap_or((text, "{}"));
     Part::ToolCall { name: name.trim().into(), arguments: arguments.trim().into() }
@@ -185,6 +190,13 @@ mod tests {
             split(&["\nYes. ", "<tool_call>function\nx"], false)[0],
             Part::Reply("Yes.<tool_call>function\nx".into())
         );
+    }
+
+    #[test]
+    fn a_call_as_qwen_writes_it() {
+        let stream = "<tool_call>\n{\"name\": \"clock\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+        let call = Part::ToolCall { name: "clock".into(), arguments: "{\"a\":1}".into() };
+        assert_eq!(split(&[stream], false), [call]);
     }
 
     #[test]

@@ -102,6 +102,14 @@ impl Tokenizer {
         self.control.token_to_id(token)
     }
 
+    /// Text of one token by itself; a special token is written as it is.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn piece(&self, id: u32) -> Result<String> {
+        self.control.decode(&[id], false).map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
     /// Text of ids, special tokens left out.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! A typed turn, event by event.
 
-use hearken::engine::{Content, EngineError, Event, Finish, Item, Role, Thinking, Timings, Usage};
+use hearken::engine::{Calling, Content, EngineError, Event, Finish, Item, Role, Thinking, Timings, Usage};
 use serde_json::json;
 
 use crate::harness::{config, done, serve};
@@ -181,6 +181,64 @@ async fn a_function_is_called_and_its_output_goes_back() {
             Item::ToolResult { name: "clock".into(), output: "noon".into() },
         ]
     );
+}
+
+#[tokio::test]
+async fn a_call_is_told_while_it_is_written_and_one_that_was_cut_off_was_never_made() {
+    let mut server = serve(config()).await;
+    let mut client = server.connect().await;
+    let tool = json!({"type": "function", "name": "clock", "parameters": {"type": "object"}});
+    let choice = json!({"type": "function", "name": "clock"});
+    let session = client.update(json!({"tools": [tool], "tool_choice": choice})).await;
+    assert_eq!(session["tool_choice"], choice);
+    client.say("What time is it?").await;
+    client.send(json!({"type": "response.create"})).await;
+    let asked = server.asked().await;
+    assert_eq!(asked.request.calling, Calling::This("clock".into()));
+    for delta in ["{\"zone\":", "\"UTC\"}"] {
+        asked.say(Event::CallDelta { name: "clock".into(), delta: delta.into() }).await;
+    }
+    asked.say(Event::ToolCall { name: "clock".into(), arguments: "{\"zone\":\"UTC\"}".into() }).await;
+    asked.done().await;
+    let call = client
+        .expect_all(&[
+            "response.created",
+            "response.output_item.added",
+            "conversation.item.added",
+            "response.function_call_arguments.delta",
+            "response.function_call_arguments.delta",
+            "response.function_call_arguments.done",
+            "response.output_item.done",
+            "conversation.item.done",
+            "response.done",
+        ])
+        .await;
+    assert_eq!((&call[1]["item"]["status"], &call[1]["item"]["arguments"]), (&json!("in_progress"), &json!("")));
+    assert_eq!((&call[4]["delta"], &call[5]["arguments"]), (&json!("\"UTC\"}"), &json!("{\"zone\":\"UTC\"}")));
+    assert_eq!(call[4]["call_id"], call[6]["item"]["call_id"]);
+
+    client.send(json!({"type": "response.create", "response": {"tool_choice": "required"}})).await;
+    let asked = server.asked().await;
+    assert_eq!(asked.request.calling, Calling::Must);
+    asked.say(Event::CallDelta { name: "clock".into(), delta: "{\"zo".into() }).await;
+    client.expect_all(&["response.created", "response.output_item.added", "conversation.item.added"]).await;
+    client.expect("response.function_call_arguments.delta").await;
+    client.send(json!({"type": "response.cancel"})).await;
+    let ended = client.expect_all(&["response.output_item.done", "conversation.item.done", "response.done"]).await;
+    assert_eq!(ended[0]["item"]["status"], "incomplete");
+    client.send(json!({"type": "response.create", "response": {"tool_choice": "none"}})).await;
+    client.expect("response.created").await;
+    let asked = server.asked().await;
+    assert_eq!((asked.request.tools.as_str(), &asked.request.calling), ("", &Calling::May));
+    assert_eq!(asked.request.conversation.len(), 2, "the question and the first call");
+
+    client.send(json!({"type": "response.cancel"})).await;
+    client.expect("response.done").await;
+    let nobody = json!({"type": "function", "name": "nobody"});
+    client.send(json!({"type": "response.create", "response": {"tool_choice": nobody}})).await;
+    assert_eq!(client.expect("error").await["error"]["param"], "response.tool_choice");
+    client.send(json!({"type": "session.update", "session": {"tools": [], "tool_choice": nobody}})).await;
+    assert_eq!(client.expect("error").await["error"]["param"], "session.tool_choice");
 }
 
 #[tokio::test]

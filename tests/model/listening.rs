@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hearken::engine::local::{Local, LocalOptions};
 use hearken::engine::{
-    Caption, Content, Engine, Event, Item, KvType, Listen, Listening, Pace, Request, Role, Sampling, SessionId, Tenant,
+    Calling, Caption, Content, Engine, Event, Item, KvType, Listen, Listening, Pace, Request, Role, Sampling, SessionId, Tenant,
     Thinking, Timings, Turn, Usage,
 };
 
@@ -33,6 +33,7 @@ fn request(session: u64, conversation: Vec<Item>) -> Request {
         tenant: Tenant(1),
         conversation,
         tools: String::new(),
+        calling: Calling::May,
         thinking: Thinking::On,
         thinking_budget: 40,
         pace: Pace::ThinkBefore,

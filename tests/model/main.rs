@@ -1,6 +1,7 @@
 //! The model and the live path on it: against code nobody here wrote, against hostile files, and over a real socket.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod calls;
 mod ear;
 mod hostile;
 mod kv;

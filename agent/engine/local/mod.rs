@@ -5,12 +5,14 @@
 //! (`listener`) writes a turn that is being spoken into its session's `track`; a `turn` is a fork of that. Between turns the track rests in
 //! the session's `memory`, until its blocks are needed elsewhere.
 
+mod call;
 mod listener;
 pub mod measure;
 mod memory;
 mod prompt;
 mod reader;
 mod schedule;
+mod schema;
 mod track;
 mod turn;
 

@@ -16,11 +16,12 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Job;
+use super::call::{Call, Written};
 use super::memory::Memory;
 use super::prompt::{self, Ears, Filling, Part, Unread};
 use super::reader::Reader;
 use super::track::Track;
-use crate::engine::{EngineError, Event, Finish, Pace, Request, SessionId, Thinking, Timings, Usage};
+use crate::engine::{Calling, EngineError, Event, Finish, Item, Pace, Request, SessionId, Thinking, Timings, Usage};
 
 /// How nano writes what the word ear heard into its reasoning.
 const WORDS: &str = "The words:";
@@ -143,6 +144,8 @@ pub(super) struct Live {
     holding: Option<bool>,
     /// The end of the reasoning so far, as far as [`WORDS`] is looked for in it.
     tail: String,
+    /// The call being written.
+    call: Option<Call>,
     phase: Phase,
     since: Instant,
     usage: Usage,
@@ -206,6 +209,7 @@ impl Live {
             reader: None,
             holding: None,
             tail: String::new(),
+            call: None,
             phase: Phase::Prefill,
             since: begun,
             usage,
@@ -422,6 +426,16 @@ impl Live {
                 self.open_mouth(model)?;
             }
         }
+        if self.call.is_some() {
+            return self.go_on_calling(model, logits);
+        }
+        if !self.voice.splitter.is_reasoning() && self.usage.reply_tokens == 0 && self.is_to_call(model, logits) {
+            self.call = Call::new(&self.request.tools, &self.request.calling);
+            if let Some(call) = &mut self.call {
+                let written = call.open(model);
+                return self.call_on(model, written);
+            }
+        }
         let token = self.voice.sampler.draw(logits);
         if token == model.stop && self.voice.splitter.is_reasoning() {
             // A turn that ends inside its reasoning has answered nothing: the reasoning is over, the reply is still due.
@@ -445,8 +459,54 @@ impl Live {
         self.go_on_speaking(model)
     }
 
+    /// Whether its reply is to be a call: because it must be, or because the model's first token says so.
+    fn is_to_call(&self, model: &Checkpoint, logits: &[f32]) -> bool {
+        match (&self.request.calling, &model.calls) {
+            _ if self.request.tools.is_empty() => false,
+            (Calling::May, None) => false,
+            // A model that was not trained to call does not know when it has: what a function gave is answered.
+            (Calling::May, _) if matches!(self.request.conversation.last(), Some(Item::ToolResult { .. })) => false,
+            (Calling::May, Some(calls)) => calls.chance(logits) >= calls.threshold,
+            _ => true,
+        }
+    }
+
+    fn go_on_calling(&mut self, model: &Checkpoint, logits: &[f32]) -> Result<()> {
+        let Some(call) = &mut self.call else { return Ok(()) };
+        let written = call.draw(model, logits)?;
+        self.usage.reply_tokens += 1;
+        self.call_on(model, written)
+    }
+
+    /// Puts what is written of the call into the track, and tells of it.
+    fn call_on(&mut self, model: &Checkpoint, written: Written) -> Result<()> {
+        let Written { token, forced, arguments, is_over } = written;
+        let tokens = if model.format.marks_calls() {
+            model.tokenizer.control(&forced)?
+        } else {
+            model.tokenizer.text(&forced)?
+        };
+        self.usage.reply_tokens += tokens.len();
+        self.mind.push_tokens(model, token.as_slice())?;
+        self.mind.push_tokens(model, &tokens)?;
+        let Some(call) = &self.call else { return Ok(()) };
+        let name = call.name().unwrap_or_default().to_owned();
+        if !arguments.is_empty() {
+            self.outbox.push_back(Event::CallDelta { name: name.clone(), delta: arguments });
+        }
+        if is_over {
+            self.outbox.push_back(Event::ToolCall { name, arguments: call.arguments().to_owned() });
+            self.finish = Some(Finish::Stop);
+        } else if self.usage.reply_tokens >= self.request.max_reply_tokens {
+            self.finish = Some(Finish::Length);
+        }
+        Ok(())
+    }
+
     fn is_paced(&self) -> bool {
-        self.request.pace != Pace::ThinkBefore && self.request.thinking == Thinking::On
+        self.request.calling == Calling::May
+            && self.request.pace != Pace::ThinkBefore
+            && self.request.thinking == Thinking::On
     }
 
     /// Begins the next segment of the reply when the reasoning has come far enough for it.

@@ -182,6 +182,7 @@ impl Chat {
             tenant,
             conversation: conversation(&wire.messages, config)?,
             tools: tools(&wire.tools, &wire.tool_choice),
+            calling: wire.tool_choice.calling(),
             thinking: if budget.is_some() { Thinking::On } else { Thinking::Off },
             thinking_budget: budget.unwrap_or(0),
             pace: thinking.pace,

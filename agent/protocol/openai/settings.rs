@@ -231,7 +231,8 @@ impl Settings {
             let message = "A transcription session gives no responses. Open another without intent=transcription.";
             return Err(ErrorBody::invalid("invalid_value", message).at("session.type"));
         }
-        Ok(())
+        let choice = update.tool_choice.as_ref().unwrap_or(&self.tool_choice);
+        choice.check(update.tools.as_ref().unwrap_or(&self.tools), "session.tool_choice")
     }
 
     /// Takes over what an update says.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::{ErrorBody, Refusal};
+use crate::engine::Calling;
 
 /// Whether the model calls a function.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +18,31 @@ pub enum ToolChoice {
     Required,
     /// It must call this one.
     Function(String),
+}
+
+impl ToolChoice {
+    /// As the engine takes it; whether there are functions at all, [`tools_json`] says.
+    pub fn calling(&self) -> Calling {
+        match self {
+            Self::None | Self::Auto => Calling::May,
+            Self::Required => Calling::Must,
+            Self::Function(name) => Calling::This(name.clone()),
+        }
+    }
+
+    /// Whether it can be obeyed with these functions.
+    ///
+    /// # Errors
+    /// It names one that is not among them.
+    pub fn check(&self, tools: &[Value], at: &str) -> Result<(), Refusal> {
+        match self {
+            Self::Function(name) if !tools.iter().any(|tool| tool["name"] == name.as_str()) => {
+                let message = format!("There is no function `{name}` among the tools.");
+                Err(ErrorBody::invalid("invalid_value", message).at(at))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for ToolChoice {

@@ -47,6 +47,8 @@ struct Config {
     prompt_format: PromptFormat,
     #[serde(default)]
     lora: Option<Lora>,
+    #[serde(default)]
+    calls: Option<CallsConfig>,
     /// How the encoder attends.
     #[serde(default)]
     attention: Attention,
@@ -69,6 +71,15 @@ enum Words {
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct Lora {
     scale: f64,
+}
+
+/// How a model that was not trained to call still shows that it would.
+#[derive(Debug, Clone, Deserialize)]
+struct CallsConfig {
+    /// What its call may begin with.
+    openings: Vec<String>,
+    /// Natural logarithm of the chance of those at which it is taken for one.
+    threshold: f32,
 }
 
 fn step() -> PromptFormat {
@@ -107,6 +118,25 @@ pub struct Options {
     pub words: bool,
 }
 
+/// See [`Checkpoint::calls`].
+#[derive(Debug, Clone)]
+pub struct Calls {
+    /// First tokens of a call.
+    openings: Vec<u32>,
+    /// At or above this [`Calls::chance`] it is one.
+    pub threshold: f32,
+}
+
+impl Calls {
+    /// Natural logarithm of the chance that the token drawn from these logits opens a call.
+    pub fn chance(&self, logits: &[f32]) -> f32 {
+        let sum = |ids: &mut dyn Iterator<Item = f32>, peak: f32| ids.map(|x| (x - peak).exp()).sum::<f32>().ln();
+        let peak = logits.iter().copied().filter(|x| !x.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+        let mut openings = self.openings.iter().filter_map(|id| logits.get(*id as usize).copied());
+        sum(&mut openings, peak) - sum(&mut logits.iter().copied().filter(|x| !x.is_nan()), peak)
+    }
+}
+
 /// A model, ready to run.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -122,6 +152,8 @@ pub struct Checkpoint {
     pub words: Option<Arc<WordEar>>,
     /// The token that ends a turn.
     pub stop: u32,
+    /// How it shows at the beginning of a reply that it would rather call a function; `None` for one that was trained to write calls.
+    pub calls: Option<Calls>,
     /// Its mel, encoder and adaptor.
     pub ear: Arc<Ear>,
 }
@@ -166,9 +198,16 @@ impl Checkpoint {
         if stop as usize >= config.text_config.vocab_size {
             return Err(Error::Tokenizer(format!("{} is outside the decoder's vocabulary", format.stop())));
         }
+        let calls = config.calls.as_ref().map(|calls| {
+            let first = |opening: &String| Ok(tokenizer.text(opening)?.first().copied());
+            let openings =
+                calls.openings.iter().filter_map(|opening| first(opening).transpose()).collect::<Result<_>>()?;
+            Ok::<_, Error>(Calls { openings, threshold: calls.threshold })
+        });
         Ok(Self {
             name,
             format,
+            calls: calls.transpose()?,
             tokenizer,
             stop,
             words: None,
