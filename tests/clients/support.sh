@@ -29,3 +29,18 @@ serve() {
     [ -n "$HEARKEN_URL" ] || { cat "$log" >&2; return 1; }
     export HEARKEN_URL
 }
+
+# node_project NAME: what package-lock.json pins, made anew when that changes, as this folder's node_modules.
+node_project() {
+    . ../../../scripts/tools.sh
+    need_node || return 1
+    local home="$cache/$1"
+    if ! cmp -s package-lock.json "$home/installed"; then
+        rm -rf "$home"
+        mkdir -p "$home"
+        cp package.json package-lock.json .npmrc "$home/"
+        (cd "$home" && npm ci --no-audit --no-fund --loglevel=error)
+        cp package-lock.json "$home/installed"
+    fi
+    ln -sfn "$home/node_modules" node_modules
+}

@@ -2,7 +2,7 @@
 
 use hearken::engine::local::{Local, LocalOptions};
 use hearken::engine::{
-    Calling, Content, Engine, Event, Finish, Item, Pace, Request, Role, Sampling, SessionId, Tenant, Thinking,
+    Calling, Content, Engine, Event, Finish, Item, KvType, Pace, Request, Role, Sampling, SessionId, Tenant, Thinking,
 };
 use serde_json::{Value, json};
 
@@ -18,8 +18,15 @@ fn text(role: Role, text: &str) -> Item {
 #[test]
 fn a_call_that_must_be_made_is_of_its_schema_whatever_is_asked() {
     let path = crate::nano_directory();
-    let options =
-        LocalOptions { path, device: "cpu".into(), words: false, turns: 2, remembered_tokens: 4096, batched: true };
+    let options = LocalOptions {
+        path,
+        device: "cpu".into(),
+        words: false,
+        turns: 2,
+        remembered_tokens: 4096,
+        kv: KvType::F32,
+        batched: true,
+    };
     let engine = Local::start(options).unwrap();
     let light = json!({"type": "function", "name": "set_light", "description": "Switch a light of the house on or off",
         "parameters": {"type": "object", "required": ["room", "on"],
@@ -37,6 +44,7 @@ fn a_call_that_must_be_made_is_of_its_schema_whatever_is_asked() {
         pace: Pace::ThinkBefore,
         max_reply_tokens: 64,
         sampling: Sampling::greedy(),
+        words: false,
     };
     let named = Calling::This("set_timer".into());
     for (said, calling, thinking, name) in [

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use hearken::engine::local::{Local, LocalOptions};
 use hearken::engine::{
-    Calling, Caption, Content, Engine, Event, Item, KvType, Listen, Listening, Pace, Request, Role, Sampling, SessionId, Tenant,
-    Thinking, Timings, Turn, Usage,
+    Calling, Caption, Content, Engine, Event, Item, KvType, Listen, Listening, Pace, Request, Role, Sampling,
+    SessionId, Tenant, Thinking, Timings, Turn, Usage,
 };
 
 fn nano(words: bool) -> Local {

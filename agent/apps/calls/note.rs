@@ -5,7 +5,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::engine::{Content, Engine, EngineError, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking};
+use crate::engine::{
+    Calling, Content, Engine, EngineError, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking,
+};
 
 /// Moods that a note may name.
 pub const MOODS: [&str; 9] =
@@ -111,6 +113,7 @@ impl Mind {
             tenant: self.tenant,
             conversation,
             tools: String::new(),
+            calling: Calling::May,
             thinking: if budget.is_some() { Thinking::On } else { Thinking::Off },
             thinking_budget: budget.unwrap_or(0),
             pace: Pace::ThinkBefore,
