@@ -65,7 +65,7 @@ impl Cutter {
                 self.start = at;
                 true
             }
-            Heard::Ended { at, sound } => out(Utterance { start: seconds(self.start), end: seconds(at), sound }),
+            Heard::Ended { at, sound, .. } => out(Utterance { start: seconds(self.start), end: seconds(at), sound }),
             Heard::Paused(_) | Heard::Resumed => true,
         })
     }

@@ -41,15 +41,12 @@ impl Format {
         (at_rate * u64::from(super::RATE)).div_ceil(u64::from(self.rate()))
     }
 
-    /// One clip, whole, to 16 kHz samples.
+    /// One clip, whole, to 16 kHz samples. Beside a stream of Opus, whose packets have no bounds of their own, clips are PCM16 in the default rate.
     ///
     /// # Errors
-    /// Half a sample at the end; Opus, which has no length of its own.
+    /// Half a sample at the end.
     pub fn clip(self, bytes: &[u8]) -> Result<Vec<f32>, AudioError> {
-        if self == Self::Opus {
-            return Err(AudioError::NoClip("audio/opus"));
-        }
-        let mut intake = Intake::new(self);
+        let mut intake = Intake::new(if self == Self::Opus { Self::default() } else { self });
         let mut out = Vec::new();
         intake.push(bytes, &mut out)?;
         intake.flush(&mut out);

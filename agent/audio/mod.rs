@@ -31,9 +31,6 @@ pub enum AudioError {
     /// A rate we do not resample from.
     #[error("sound at {0} samples a second is not taken; 8000 to 192000 are")]
     Rate(u32),
-    /// A sound that has no container, where one is needed.
-    #[error("{0} cannot be taken as one clip; use audio/pcm, audio/pcmu or audio/pcma")]
-    NoClip(&'static str),
 }
 
 /// Seconds as samples at [`RATE`].

@@ -175,6 +175,8 @@ pub struct Session {
     ahead: Option<Ahead>,
     /// The item that the speech under way will become.
     speech: Option<String>,
+    /// Samples of silence after which the turn that is to be answered was over.
+    silence: Option<u64>,
     /// A turn ended while a response ran that may not be interrupted; it is answered next.
     unanswered: bool,
     /// Client's position less ours, samples: what was dropped before it got here, less the silence that we put in.
@@ -217,6 +219,7 @@ impl Session {
             told: Vec::new(),
             ahead: None,
             speech: None,
+            silence: None,
             unanswered: false,
             offset: 0,
             last_sound: now,
@@ -344,7 +347,10 @@ impl Session {
                 Heard::Started(at) => self.speech_started(at),
                 Heard::Paused(sound) => self.think_ahead(sound),
                 Heard::Resumed => self.drop_ahead(),
-                Heard::Ended { at, sound } => self.speech_ended(at, &sound),
+                Heard::Ended { at, sound, silence } => {
+                    self.silence = Some(silence);
+                    self.speech_ended(at, &sound);
+                }
             }
         }
         let certain = self.ear.certain();
@@ -509,6 +515,7 @@ impl Session {
             tells_segments: s.tells_segments(),
             tells_reasoning: s.includes("reasoning.text"),
             tells_timings: s.includes("hearken.timings"),
+            silence_ms: self.silence.take().map(|silence| (silence * 1000) as f64 / f64::from(RATE)),
         };
         self.running = Some(Running::begin(opening, &mut self.out));
         if let Some(rate) = &mut self.rate {

@@ -20,6 +20,8 @@ pub enum Heard {
         at: u64,
         /// All of it.
         sound: Vec<f32>,
+        /// How long it took to be sure of that, samples from its last voice.
+        silence: u64,
     },
 }
 
@@ -121,11 +123,11 @@ impl Ear {
             }
             Some(GateEvent::Stopped(last)) => {
                 let end = (last + self.trail).min(self.judged);
-                found.push(self.end(end));
+                found.push(self.end(end, self.judged - last));
             }
             None if self.turn.is_some() && (self.judged - self.origin) as usize + FRAME > self.most => {
                 gate.close();
-                found.push(self.end(self.judged));
+                found.push(self.end(self.judged, 0));
             }
             None if self.turn.is_none() => {
                 let since = gate.rising_since().unwrap_or(self.judged);
@@ -159,12 +161,12 @@ impl Ear {
         &self.buffer[(start - self.origin) as usize..(end.max(start) - self.origin) as usize]
     }
 
-    fn end(&mut self, at: u64) -> Heard {
+    fn end(&mut self, at: u64, silence: u64) -> Heard {
         let sound = self.buffer.drain(..(at - self.origin) as usize).collect();
         self.origin = at;
         self.floor = at;
         self.turn = None;
-        Heard::Ended { at, sound }
+        Heard::Ended { at, sound, silence }
     }
 
     fn forget(&mut self, before: u64) {

@@ -11,6 +11,7 @@ use super::{Outbox, TurnId};
 use crate::engine::{EngineError, Event, Finish, Role, Timings, Usage};
 use crate::protocol::openai::{
     BufferedText, ErrorBody, Item, MaxTokens, Place, Response, ResponseStatus, ServerEvent, Status, StatusDetails,
+    TimingsMs,
 };
 
 /// What is fixed when a response begins.
@@ -30,6 +31,8 @@ pub(super) struct Opening {
     pub(super) tells_segments: bool,
     pub(super) tells_reasoning: bool,
     pub(super) tells_timings: bool,
+    /// How long the spoken turn's end was waited for.
+    pub(super) silence_ms: Option<f64>,
 }
 
 /// Why a response ends.
@@ -106,7 +109,9 @@ impl Running {
             max_output_tokens: o.max_output_tokens,
             metadata: o.metadata.clone(),
             usage: usage.map(Into::into),
-            timings_ms: timings.filter(|_| o.tells_timings).map(Into::into),
+            timings_ms: timings
+                .filter(|_| o.tells_timings)
+                .map(|t| TimingsMs { voice_activity: o.silence_ms, ..TimingsMs::from(t) }),
         }
     }
 

@@ -192,3 +192,29 @@ fn an_item_deleted_while_it_is_written_stays_deleted() {
     desk.client(json!({"type": "response.create"}));
     assert_eq!(desk.started.last().unwrap().1.conversation, []);
 }
+
+#[test]
+fn a_spoken_turns_timings_tell_how_long_its_end_was_waited_for() {
+    let mut desk = Desk::new(config());
+    desk.client(json!({"type": "session.update", "session": {"include": ["hearken.timings"]}}));
+    desk.hear(&noise_f32(2.5, |t| t < 1.5 && syllables(t)));
+    desk.done();
+    let waited = desk.all("response.done")[0]["response"]["timings_ms"]["voice_activity"].as_f64().unwrap();
+    assert!((500.0..700.0).contains(&waited), "{waited}");
+    desk.client(json!({"type": "response.create"}));
+    desk.done();
+    assert!(desk.all("response.done")[1]["response"]["timings_ms"].get("voice_activity").is_none());
+}
+
+#[test]
+fn beside_a_stream_of_opus_a_clip_is_pcm() {
+    let mut desk = Desk::new(config());
+    desk.client(json!({"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/opus"}}}}}));
+    let audio = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, vec![0_u8; 48_000]);
+    let content = json!([{"type": "input_audio", "audio": audio}]);
+    desk.client(
+        json!({"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}}),
+    );
+    desk.client(json!({"type": "response.create"}));
+    assert_eq!(desk.sounds()[0].len(), 16_000, "a second of it");
+}

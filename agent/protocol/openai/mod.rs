@@ -29,13 +29,13 @@
 //! - `audio.input.format`: `{"type":"audio/pcm","rate":24000}` (the default), and beyond the API the rates 8000, 16000, 44100, 48000 and
 //!   `{"type":"audio/opus"}`; `audio/pcmu` and `audio/pcma` as there.
 //! - *Binary frames* carry sound in that format without base64: any even number of bytes of PCM16, any number of G.711 bytes, exactly
-//!   one packet of Opus. They may come at any time, also before the first `session.update`.
+//!   one packet of Opus. Beside Opus the sound of `conversation.item.create` is PCM16 at 24000. They may come at any time, also before the first `session.update`.
 //! - `session.include` with `"reasoning.text"`: `response.reasoning_text.delta {response_id, item_id, output_index, content_index, delta}`
 //!   as it thinks and `response.reasoning_text.done {…, text}` when it stops. Both come before the output item that they name is added.
 //! - `session.include` with `"hearken.captions.tentative"`: `hearken.input_audio_transcription.tentative {item_id, content_index, text}` while
 //!   somebody speaks: what seems to follow the words of `conversation.item.input_audio_transcription.delta`, which are never taken back.
 //! - `session.include` with `"hearken.timings"`: `response.done` carries `response.timings_ms {queued, encode, words, prefill, think, reply}`,
-//!   milliseconds on the compute thread.
+//!   milliseconds on the compute thread, and for a spoken turn `voice_activity`: from its last voice until it was sure that it was over.
 //! - *Coming back*: a client that connects with `?resume=` (empty) finds `session.resume {token, conversation_id, seconds}` in `session.created`. After a
 //!   lost connection, or after a restart of the server, it connects with `?resume=TOKEN&after=EVENT_ID`, where that is the last event that it has: it is
 //!   sent what it missed, then `session.created`, and goes on. For so many seconds the session itself goes on without it; later it is built again

@@ -357,6 +357,9 @@ impl From<crate::engine::Usage> for Usage {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[allow(missing_docs, reason = "each is the field of that name in engine::Timings")]
 pub struct TimingsMs {
+    /// Of a spoken turn: from its last voice until the detector was sure that it was over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub voice_activity: Option<f64>,
     pub queued: f64,
     pub encode: f64,
     pub words: f64,
@@ -370,6 +373,7 @@ impl From<crate::engine::Timings> for TimingsMs {
         // Microseconds are enough, and short in JSON.
         let ms = |d: std::time::Duration| d.as_micros() as f64 / 1000.0;
         Self {
+            voice_activity: None,
             queued: ms(t.queued),
             encode: ms(t.encode),
             words: ms(t.words),
