@@ -1,11 +1,14 @@
 // The page: joins the microphone, the wire and the conversation, and says in words what is going on.
 
 import { Conversation } from "./conversation.js";
+import "./history.js";
 import "./log.js";
 import "./meter.js";
 import { bestFormat, FORMATS, Microphone, microphones } from "./microphone.js";
 import { Realtime, realtimeAddress } from "./realtime.js";
-import { connectionWords, errorWords, microphoneHelp, seconds, STATES, thinkingWords } from "./words.js";
+import { MOST_SECONDS, readSound } from "./soundfile.js";
+import { Speech } from "./speech.js";
+import { connectionWords, errorWords, fileWords, microphoneHelp, seconds, STATES, thinkingWords } from "./words.js";
 
 /** After a lost connection the new session is given this many of the latest turns. */
 const MOST_TOLD_AGAIN = 60;
@@ -17,13 +20,15 @@ const page = {
   log: at("log"), scroll: at("scroll"), latest: at("latest"), welcome: at("welcome"), announce: at("announce"),
   mic: at("mic"), mute: at("mute"), meter: at("meter"), compose: at("compose"), message: at("message"),
   send: at("send"), stop: at("stop"), panel: at("panel"), panelToggle: at("panel-toggle"),
-  device: at("device"), cleanup: at("cleanup"),
+  device: at("device"), cleanup: at("cleanup"), aloud: at("aloud"),
+  history: at("history"), historyToggle: at("history-toggle"), file: at("file"), drop: at("drop"),
 };
 
 const settings = loadSettings();
 const conversation = new Conversation();
 const wire = new Realtime(realtimeAddress());
 const microphone = new Microphone();
+const speech = new Speech();
 
 let micState = "off"; // off | starting | on | paused
 let muted = false;
@@ -42,7 +47,7 @@ let soundMs = 0;
 // ---- Settings -------------------------------------------------------------------------------------------------------
 
 function loadSettings() {
-  const defaults = { device: "", mode: "open", cleanup: true, effort: "medium" };
+  const defaults = { device: "", mode: "open", cleanup: true, effort: "medium", aloud: false };
   try {
     return { ...defaults, ...JSON.parse(localStorage.getItem("hearken.settings")) };
   } catch {
@@ -50,9 +55,10 @@ function loadSettings() {
   }
 }
 
-function loadToken() {
+/** What this tab remembers across a reload. */
+function remembered(key) {
   try {
-    return sessionStorage.getItem("hearken.token") ?? "";
+    return sessionStorage.getItem(key) ?? "";
   } catch {
     return "";
   }
@@ -74,6 +80,9 @@ function showSettings() {
     for (const radio of document.getElementsByName(name)) radio.checked = radio.value === settings[name];
   }
   page.cleanup.checked = settings.cleanup;
+  page.aloud.checked = speech.on = settings.aloud && speech.available;
+  page.aloud.disabled = !speech.available;
+  if (!speech.available) at("aloud-hint").textContent = "This browser has no voices.";
 }
 
 // ---- The wire -------------------------------------------------------------------------------------------------------
@@ -91,7 +100,7 @@ function askForSession() {
           turn_detection: { type: "server_vad", create_response: true, interrupt_response: true },
         },
       },
-      include: ["reasoning.text", "hearken.timings"],
+      include: ["reasoning.text", "hearken.timings", "hearken.captions.tentative"],
       reasoning: { effort: settings.effort },
     },
   });
@@ -103,14 +112,17 @@ wire.addEventListener("status", ({ detail }) => {
     lostDetail = null;
     tokenWanted = false;
     clearNotice();
+    if (!detail.again) conversation.interrupted(performance.now());
     askForSession();
-    tellAgain();
+    detail.again ? tellRest() : tellAgain();
     greetedBefore = true;
+    const id = wire.resume?.conversation_id ?? null;
+    store(sessionStorage, "hearken.conversation", id ?? "");
+    page.history.current = id;
   } else if (detail.state !== "connecting") {
-    // What was said and has no reply yet is answered in the next session.
-    const last = conversation.turns.at(-1);
-    if (conversation.awaitingSince !== null && last?.role === "user" && last.words) replyWanted = true;
-    conversation.interrupted(performance.now());
+    speech.stop();
+    // Nothing more is heard of a turn that was being spoken until the server says how it ended.
+    if (!wire.resume) giveUp();
     if (detail.code !== undefined && detail.code !== 1000) {
       lostDetail = { ...detail };
       void whyLost(lostDetail);
@@ -120,13 +132,37 @@ wire.addEventListener("status", ({ detail }) => {
   showState();
 });
 
+/** The conversation will not go on by itself. What was said and has no reply yet is answered in the next session. */
+function giveUp() {
+  const last = conversation.turns.at(-1);
+  if (conversation.awaitingSince !== null && last?.role === "user" && last.words) replyWanted = true;
+  conversation.interrupted(performance.now());
+}
+
+/** The same conversation: the server is told what it does not have yet, and whatever has no reply is answered. */
+function tellRest() {
+  const unsent = conversation.turns.filter((turn) => turn.role === "user" && !turn.kept && turn.words);
+  for (const turn of unsent) wire.send(typedItem(turn.id, turn.words));
+  const last = conversation.turns.at(-1);
+  const cutOff = last?.code === "server_restarted" && !last.askedAgain;
+  if (cutOff) last.askedAgain = true;
+  if ((replyWanted || unsent.length || cutOff) && !conversation.active) {
+    replyWanted = false;
+    wire.send({ type: "response.create" });
+  }
+}
+
+function typedItem(id, text) {
+  return { type: "conversation.item.create", item: { id, type: "message", role: "user", content: [{ type: "input_text", text }] } };
+}
+
 /** A new session remembers nothing: it is given the words so far, and whatever was typed meanwhile is answered. */
 function tellAgain() {
   const told = conversation.turns.filter((turn) => (turn.words ?? turn.text).trim()).slice(-MOST_TOLD_AGAIN);
   for (const turn of told) {
     const user = turn.role === "user";
     const content = [user ? { type: "input_text", text: turn.words } : { type: "output_text", text: turn.text }];
-    const item = { type: "message", role: user ? "user" : "assistant", content };
+    const item = { id: user ? turn.id : undefined, type: "message", role: user ? "user" : "assistant", content };
     wire.send({ type: "conversation.item.create", item });
   }
   if (greetedBefore && told.length) {
@@ -138,17 +174,50 @@ function tellAgain() {
   }
 }
 
+/** Asks the server by plain HTTP. */
+function ask(path, options = {}) {
+  const headers = wire.token ? { authorization: `Bearer ${wire.token}` } : {};
+  return fetch(new URL(path, location.href), { cache: "no-store", headers, ...options });
+}
+
+/** Shows a conversation that the server has kept, and goes on with it. Whether there is one. */
+async function openConversation(id) {
+  const answer = await ask(`v1/conversations/${id}`).catch(() => null);
+  if (answer?.status === 401) askForToken();
+  const story = answer?.ok ? await answer.json().catch(() => null) : null;
+  if (!story) return false;
+  leaveConversation(story);
+  wire.goTo(story.resume ?? null, story.last_event);
+  return true;
+}
+
+/** Clears the page for another conversation, or for a new one. */
+function leaveConversation(story = null) {
+  speech.stop();
+  page.log.clear();
+  greetedBefore = replyWanted = false;
+  conversation.load(story, performance.now());
+  page.welcome.hidden = conversation.turns.length > 0;
+  clearNotice();
+  following = true;
+  keepAtEnd();
+}
+
 /** A refused WebSocket says nothing about why; the server's plain pages do. */
 async function whyLost(detail) {
-  const ask = (path, headers = {}) => fetch(new URL(path, location.href), { cache: "no-store", headers });
   try {
     const ready = await ask("ready");
     const { free_sessions } = await ready.json().catch(() => ({}));
     detail.ready = !ready.ok ? "loading" : free_sessions === 0 ? "full" : "ready";
     // 1006: it never opened, or broke without a word.
     if (ready.ok && (detail.code === 1006 || detail.code === 1008)) {
-      const models = await ask("v1/models", wire.token ? { authorization: `Bearer ${wire.token}` } : {});
-      if (models.status === 401) askForToken();
+      const known = await ask(wire.resume ? `v1/conversations/${wire.resume.conversation_id}` : "v1/models");
+      if (known.status === 401) askForToken();
+      else if (known.status === 404 && wire.resume && detail === lostDetail) {
+        // Deleted since, or the server has lost it: what is on the page is told to a new one.
+        giveUp();
+        wire.goTo();
+      }
     }
   } catch {
     detail.ready = "unreachable";
@@ -171,7 +240,7 @@ at("token-form").addEventListener("submit", (event) => {
   at("token").value = "";
   store(sessionStorage, "hearken.token", wire.token);
   tokenWanted = false;
-  wire.connect();
+  void begin();
 });
 
 wire.addEventListener("message", ({ detail: event }) => {
@@ -362,9 +431,9 @@ function letSleep() {
 
 function say(words) {
   const id = `msg_${crypto.getRandomValues(new Uint32Array(3)).join("_")}`;
-  const item = { id, type: "message", role: "user", content: [{ type: "input_text", text: words }] };
   if (conversation.active) stopReply();
-  const sent = wire.send({ type: "conversation.item.create", item });
+  speech.stop();
+  const sent = wire.send(typedItem(id, words));
   // With a reply still being cancelled the next one has to wait for its end; with no connection, for `tellAgain`.
   if (!sent || conversation.active) replyWanted = true;
   else wire.send({ type: "response.create" });
@@ -375,8 +444,34 @@ function say(words) {
   }
 }
 
+/** A file is heard like a turn of speech. */
+async function sendFile(file) {
+  clearNotice();
+  if (wire.state !== "open") {
+    wire.connect();
+    return notice("There is no connection now. Send the file again when there is.");
+  }
+  let sound;
+  try {
+    sound = await readSound(file);
+  } catch (error) {
+    return notice(`${file.name} was not sent. ${fileWords(error.kind ?? "unreadable", MOST_SECONDS)}`);
+  }
+  if (conversation.active) stopReply();
+  speech.stop();
+  const id = `file_${crypto.getRandomValues(new Uint32Array(3)).join("_")}`;
+  const item = { id, type: "message", role: "user", content: [{ type: "input_audio", audio: sound.audio }] };
+  if (!wire.send({ type: "conversation.item.create", item })) return notice("The connection was lost before the file was sent.");
+  conversation.file(id, sound.ms, performance.now());
+  if (conversation.active) replyWanted = true;
+  else wire.send({ type: "response.create" });
+  announce(`Sent ${file.name}.`);
+  showState();
+}
+
 function stopReply() {
   replyWanted = false;
+  speech.stop();
   const active = conversation.active;
   if (active) wire.send({ type: "response.cancel", response_id: active.id });
   else if (conversation.awaitingSince !== null) {
@@ -391,7 +486,11 @@ conversation.addEventListener("added", () => {
   clearNotice();
   keepAtEnd();
 });
-conversation.addEventListener("changed", () => keepAtEnd());
+conversation.addEventListener("changed", ({ detail: turn }) => {
+  if (turn.role === "agent") speech.follow(turn);
+  else if (turn.state === "hearing") speech.stop();
+  keepAtEnd();
+});
 conversation.addEventListener("finished", ({ detail: turn }) => {
   if (turn.role === "user" && turn.how === "spoken" && turn.words) announce(`You: ${turn.words}`);
   if (turn.role === "agent" && turn.text) announce(`Hearken: ${turn.text}`);
@@ -551,6 +650,25 @@ page.mute.addEventListener("click", (event) => {
   setMuted(!muted);
 });
 page.stop.addEventListener("click", stopReply);
+at("attach").addEventListener("click", () => page.file.click());
+page.file.addEventListener("change", () => {
+  if (page.file.files.length) void sendFile(page.file.files[0]);
+  page.file.value = "";
+});
+for (const type of ["dragenter", "dragover"]) {
+  addEventListener(type, (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    page.drop.hidden = false;
+  });
+}
+addEventListener("dragleave", (event) => (page.drop.hidden = event.relatedTarget === null ? true : page.drop.hidden));
+addEventListener("drop", (event) => {
+  page.drop.hidden = true;
+  if (!event.dataTransfer?.files.length) return;
+  event.preventDefault();
+  void sendFile(event.dataTransfer.files[0]);
+});
 at("banner-retry").addEventListener("click", () => wire.connect());
 
 function sendMessage() {
@@ -589,7 +707,8 @@ function inControl(target) {
 }
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !event.isComposing) {
-    if (page.panel.classList.contains("shown")) togglePanel(false);
+    if (page.history.classList.contains("shown")) toggleHistory(false);
+    else if (page.panel.classList.contains("shown")) togglePanel(false);
     else stopReply();
     return;
   }
@@ -630,6 +749,12 @@ for (const radio of document.getElementsByName("mode")) {
     showState();
   });
 }
+page.aloud.addEventListener("change", () => {
+  settings.aloud = speech.on = page.aloud.checked;
+  saveSettings();
+  if (speech.on) speech.skip(conversation.turns.findLast((turn) => turn.role === "agent"));
+  else speech.stop();
+});
 page.cleanup.addEventListener("change", () => {
   settings.cleanup = page.cleanup.checked;
   saveSettings();
@@ -648,7 +773,38 @@ function togglePanel(shown = !page.panel.classList.contains("shown")) {
   else if (page.panel.contains(document.activeElement)) page.panelToggle.focus();
 }
 page.panelToggle.addEventListener("click", () => togglePanel());
-page.scroll.addEventListener("pointerdown", () => togglePanel(false));
+
+function toggleHistory(shown = !page.history.classList.contains("shown")) {
+  page.history.classList.toggle("shown", shown);
+  page.historyToggle.setAttribute("aria-expanded", String(shown));
+  if (shown) {
+    void page.history.refresh();
+    page.history.focus();
+  } else if (page.history.contains(document.activeElement)) page.historyToggle.focus();
+}
+page.historyToggle.addEventListener("click", () => toggleHistory());
+page.scroll.addEventListener("pointerdown", () => {
+  togglePanel(false);
+  toggleHistory(false);
+});
+
+page.history.ask = ask;
+page.history.addEventListener("begin", () => {
+  leaveConversation();
+  wire.goTo();
+  toggleHistory(false);
+  page.message.focus();
+});
+page.history.addEventListener("open", async ({ detail: { id } }) => {
+  if (!(await openConversation(id))) return notice("That conversation cannot be had now.");
+  toggleHistory(false);
+  announce("Opened an earlier conversation.");
+});
+page.history.addEventListener("forgotten", ({ detail: id }) => {
+  if (wire.resume?.conversation_id !== id) return;
+  leaveConversation();
+  wire.goTo();
+});
 
 document.addEventListener("visibilitychange", () => {
   if (document.visibilityState !== "visible") return;
@@ -661,9 +817,15 @@ addEventListener("pointerdown", () => void microphone.resume(), { passive: true 
 
 // ---- Begin ------------------------------------------------------------------------------------------------------------
 
+/** Goes on where this tab was before it was reloaded, or begins. */
+async function begin() {
+  const id = remembered("hearken.conversation");
+  if (!id || !(await openConversation(id))) if (!tokenWanted) wire.connect();
+}
+
 showSettings();
 showState();
 void listDevices();
-wire.token = loadToken();
+wire.token = remembered("hearken.token");
 format = await bestFormat();
-wire.connect();
+await begin();

@@ -1,11 +1,15 @@
 // What has been said, as data: server events go in, turns come out. No DOM and no clock of its own, so that it can be
 // tested, stored and exported without a page.
 
+const STATES = { completed: "done", cancelled: "cancelled", failed: "failed", incomplete: "incomplete" };
+
 /**
- * A turn of the person:  {role: "user", id, how: "spoken" | "typed", words, state: "hearing" | "reading" | "final", startMs, endMs}
+ * A turn of the person:  {role: "user", id, how: "spoken" | "typed" | "file", words, tentative, state: "hearing" | "reading" | "final", startMs, endMs,
+ *                         kept}
  * A turn of the agent:   {role: "agent", id, reasoning, text, state: "thinking" | "replying" | "done" | "cancelled" | "failed" | "incomplete",
  *                         waitFrom, thinkFrom, thinkTo, timings, why}
  * `waitFrom` is when the person had finished, `thinkFrom` when the first of the reasoning came, `thinkTo` when it ended.
+ * `words` of a turn being spoken stay as they are; `tentative` is what seems to follow. `kept`: the server has it.
  * Emits `added`, `changed` and `removed`, each with the turn as detail, and `finished` once a turn will not change any more.
  */
 export class Conversation extends EventTarget {
@@ -37,13 +41,40 @@ export class Conversation extends EventTarget {
   }
 
   #spoken(id) {
-    return this.#find(id) ?? this.#add({ role: "user", id, how: "spoken", words: "", state: "reading" });
+    return this.#find(id) ?? this.#add({ role: "user", id, how: "spoken", words: "", tentative: "", state: "reading", kept: true });
   }
 
   /** What the person typed is shown at once; the server's echo of the same id adds nothing. */
   typed(id, words, now) {
     this.awaitingSince = now;
-    this.#tell("finished", this.#add({ role: "user", id, how: "typed", words, state: "final" }));
+    this.#tell("finished", this.#add({ role: "user", id, how: "typed", words, state: "final", kept: false }));
+  }
+
+  /** A file that the person had heard; its words come from the server. */
+  file(id, ms, now) {
+    this.awaitingSince = now;
+    this.#add({ role: "user", id, how: "file", words: "", tentative: "", state: "reading", startMs: 0, endMs: ms, kept: false });
+  }
+
+  /** Begins anew, with what a server tells of a conversation (GET /v1/conversations/{id}), if given. */
+  load(story, now) {
+    for (const turn of this.turns) this.#tell("removed", turn);
+    this.turns = [];
+    this.hearing = this.active = this.awaitingSince = null;
+    for (const told of story?.turns ?? []) {
+      if (told.who === "user") {
+        const how = told.spoken ? "spoken" : "typed";
+        this.#add({ role: "user", id: told.id, how, words: told.words, tentative: "", state: "final", startMs: told.begins_ms, endMs: told.ends_ms, kept: true });
+        continue;
+      }
+      const { id, reasoning = "", words: text, timings_ms: timings = null, status_details: details } = told;
+      const turn = { role: "agent", id, reasoning, text, parts: 1, state: STATES[told.status] ?? "done", waitFrom: 0, thinkFrom: 0, thinkTo: timings?.think ?? 0 };
+      Object.assign(turn, { timings, reason: details?.reason ?? null, why: details?.error?.message ?? null, code: details?.error?.code ?? null });
+      if (told.status === "in_progress") {
+        this.active = Object.assign(turn, { state: text ? "replying" : "thinking", waitFrom: now, thinkFrom: now, thinkTo: text ? now : null });
+      }
+      this.#add(turn);
+    }
   }
 
   /** The connection is gone: whatever was under way stays as far as it got. */
@@ -67,6 +98,7 @@ export class Conversation extends EventTarget {
   #settle(turn) {
     if (turn.state === "final") return;
     turn.state = "final";
+    turn.tentative = "";
     this.#tell("changed", turn);
     this.#tell("finished", turn);
   }
@@ -125,7 +157,18 @@ export class Conversation extends EventTarget {
     "conversation.item.input_audio_transcription.delta"({ item_id, delta }) {
       const turn = this.#spoken(item_id);
       turn.words += delta;
+      turn.tentative = "";
       this.#tell("changed", turn);
+    },
+    "hearken.input_audio_transcription.tentative"({ item_id, text }) {
+      const turn = this.#find(item_id);
+      if (!turn || turn.state === "final") return;
+      turn.tentative = text;
+      this.#tell("changed", turn);
+    },
+    "conversation.item.added"({ item }) {
+      const turn = this.#find(item.id);
+      if (turn) turn.kept = true;
     },
     "conversation.item.input_audio_transcription.completed"({ item_id, transcript }) {
       const turn = this.#spoken(item_id);
@@ -149,8 +192,9 @@ export class Conversation extends EventTarget {
       turn.reasoning += delta;
       this.#tell("changed", turn);
     },
-    "response.reasoning_text.done"({ response_id }, now) {
+    "response.reasoning_text.done"({ response_id, text }, now) {
       const turn = this.#agent(response_id, now);
+      turn.reasoning = text ?? turn.reasoning; // Whoever was away has missed pieces of it.
       turn.thinkTo ??= now;
       this.#tell("changed", turn);
     },
@@ -167,13 +211,15 @@ export class Conversation extends EventTarget {
     },
     "response.done"({ response }, now) {
       const turn = this.#agent(response.id, now);
-      const states = { completed: "done", cancelled: "cancelled", failed: "failed", incomplete: "incomplete" };
+      const parts = response.output?.flatMap((item) => item.content ?? []).map((part) => part.text).filter(Boolean);
+      if (parts?.length) turn.text = parts.join("\n\n"); // As above.
       turn.timings = response.timings_ms ?? null;
       turn.usage = response.usage ?? null;
       const details = response.status_details;
       turn.reason = details?.reason ?? null;
       for (const said of this.turns) if (said.role === "user" && said.state === "reading") this.#settle(said);
-      this.#close(turn, states[response.status] ?? "done", details?.error?.message ?? null, now);
+      turn.code = details?.error?.code ?? null;
+      this.#close(turn, STATES[response.status] ?? "done", details?.error?.message ?? null, now);
     },
   };
 }

@@ -21,7 +21,9 @@ function setText(node, text) {
 }
 
 class UserTurn extends HTMLElement {
-  #words = element("p", "words");
+  #said = element("span", "said");
+  #tentative = element("span", "tentative");
+  #words = element("p", "words", this.#said, this.#tentative);
   #label = element("p", "who");
 
   connectedCallback() {
@@ -32,13 +34,15 @@ class UserTurn extends HTMLElement {
   update(turn) {
     this.dataset.how = turn.how;
     this.dataset.state = turn.state;
-    const heard = turn.how === "spoken";
-    this.#label.replaceChildren("You", element("span", "tag", heard ? "heard" : "typed"));
+    const heard = turn.how !== "typed";
+    this.#label.replaceChildren("You", element("span", "tag", { spoken: "heard", typed: "typed", file: "sound file" }[turn.how]));
     this.#label.title = heard ? "The words that were heard in what you said" : "";
     const length = turn.endMs > turn.startMs ? seconds(turn.endMs - turn.startMs) : "A moment";
     const empty = turn.state === "final" ? `${length} of speech, no words written down` : "…";
-    this.#words.classList.toggle("empty", !turn.words);
-    setText(this.#words, turn.words || empty);
+    const tentative = turn.tentative?.trim() ?? "";
+    this.#words.classList.toggle("empty", !turn.words && !tentative);
+    setText(this.#said, turn.words || (tentative ? "" : empty));
+    this.#tentative.textContent = tentative && turn.words ? ` ${tentative}` : tentative;
   }
 }
 
@@ -83,7 +87,8 @@ class AgentTurn extends HTMLElement {
     const turn = this.#turn;
     this.#now = now;
     const running = turn.thinkTo === null;
-    this.#summary.textContent = running ? thinkingWords(turn, now) : `Thought for ${seconds(turn.thinkTo - (turn.thinkFrom ?? turn.waitFrom))}`;
+    const took = turn.thinkTo - (turn.thinkFrom ?? turn.waitFrom);
+    this.#summary.textContent = running ? thinkingWords(turn, now) : took > 0 ? `Thought for ${seconds(took)}` : "Thought";
     this.#details.classList.toggle("running", running);
   }
 }
@@ -132,6 +137,11 @@ class HearkenLog extends HTMLElement {
     this.#rows.set(turn, row);
     this.append(row);
     row.update(turn);
+  }
+
+  /** Takes the lines between turns away, with all else that is no turn. */
+  clear() {
+    for (const divider of this.querySelectorAll(".divider")) divider.remove();
   }
 
   /** A line across the log: something about the conversation, said by neither side. */

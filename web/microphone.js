@@ -25,7 +25,7 @@ export async function bestFormat() {
   }
 }
 
-/** Why there is no microphone, as one of: insecure, unsupported, denied, missing, busy, failed. */
+/** Why there is no microphone, as one of: insecure, unsupported, denied, missing, busy, failed; of a tab's: no-tabs, not-shared, silent-share. */
 export class MicrophoneError extends Error {
   constructor(kind, cause) {
     super(cause?.message ?? kind, { cause });
@@ -50,6 +50,23 @@ export async function microphones() {
   if (!navigator.mediaDevices?.enumerateDevices) return [];
   const devices = await navigator.mediaDevices.enumerateDevices();
   return devices.filter((device) => device.kind === "audioinput" && device.deviceId !== "");
+}
+
+/** The sound of a browser tab, a window or the whole screen, whatever the person shares. */
+export async function tabSound() {
+  if (!window.isSecureContext) throw new MicrophoneError("insecure");
+  if (!navigator.mediaDevices?.getDisplayMedia || typeof AudioWorkletNode === "undefined") throw new MicrophoneError("no-tabs");
+  const sound = { echoCancellation: false, noiseSuppression: false, autoGainControl: false, suppressLocalAudioPlayback: false };
+  let stream;
+  try {
+    // Some browsers share no sound without a picture.
+    stream = await navigator.mediaDevices.getDisplayMedia({ video: true, audio: sound, systemAudio: "include" });
+  } catch (error) {
+    throw new MicrophoneError(error?.name === "NotAllowedError" ? "not-shared" : "failed", error);
+  }
+  for (const track of stream.getVideoTracks()) track.stop();
+  if (!stream.getAudioTracks().length) throw new MicrophoneError("silent-share");
+  return new MediaStream(stream.getAudioTracks());
 }
 
 async function openStream(deviceId, cleanup) {
@@ -90,15 +107,17 @@ export class Microphone {
   onpaused = () => {};
   onencoderfailed = () => {};
 
-  /** Must be called from a gesture, or Safari leaves the audio context suspended. */
-  async start({ deviceId = "", cleanup = true, format = "pcm" } = {}) {
+  /**
+   * Must be called from a gesture, or Safari leaves the audio context suspended. `open` gives another stream than the microphone's: a promise of one.
+   */
+  async start({ deviceId = "", cleanup = true, format = "pcm", open = () => openStream(deviceId, cleanup) } = {}) {
     this.stop();
     const run = ++this.#run;
     const context = newContext();
     this.#context = context;
     const waking = context.state === "suspended" ? context.resume() : Promise.resolve();
     try {
-      const stream = await openStream(deviceId, cleanup);
+      const stream = await open();
       if (run !== this.#run) return endTracks(stream);
       this.#stream = stream;
       await Promise.all([waking, context.audioWorklet.addModule(new URL("worklet.js", import.meta.url))]);

@@ -1,5 +1,6 @@
 // The wire: one WebSocket to /v1/realtime, events in and out as JSON, sound out as binary frames, and a connection
-// that comes back by itself. Knows nothing of microphones or of the page.
+// that comes back by itself, to the same conversation. Knows nothing of microphones or of the page. Another wire (WebRTC)
+// takes its place by having the same methods and telling the same things.
 
 /** Sound waiting in the socket beyond this is sound that would arrive too late to matter: about two seconds of PCM. */
 const MOST_WAITING = 96_000;
@@ -15,23 +16,30 @@ export function realtimeAddress(base = location.href) {
 
 /**
  * Emits `status` {state: "connecting" | "open" | "waiting" | "resting", retryAt, code, reason} and `message` (a server
- * event). "open" means that the server has greeted with session.created, not merely that the socket opened; "waiting",
- * that it will try again by itself; "resting", that it will not until it is told to connect.
+ * event). "open" means that the server has greeted with session.created, not merely that the socket opened, and comes
+ * with `again`: whether the conversation is the one of before; "waiting", that it will try again by itself; "resting",
+ * that it will not until it is told to connect. What was missed comes as `message` before "open".
  */
 export class Realtime extends EventTarget {
   #socket = null;
   #timer = 0;
   #failures = 0;
   #counter = 0;
+  /** The event_id of the last event that came. */
+  #last = "";
   state = "resting";
   /** What a server that asks for one is given; "" where none is asked for. */
   token = "";
+  /** How to come back: {token, conversation_id}; null before the first greeting, and where a server keeps nothing. */
+  resume = null;
   /** Frames not sent because the connection could not keep up. */
   dropped = 0;
 
-  constructor(address) {
+  /** `kind`: chat or captions, for the list of conversations. */
+  constructor(address, kind = "chat") {
     super();
     this.address = address;
+    this.kind = kind;
   }
 
   connect() {
@@ -40,9 +48,13 @@ export class Realtime extends EventTarget {
     this.#status("connecting");
     let socket;
     try {
+      const url = new URL(this.address);
+      url.searchParams.set("kind", this.kind);
+      url.searchParams.set("resume", this.resume?.token ?? "");
+      if (this.resume) url.searchParams.set("after", this.#last);
       // A browser cannot set headers on a WebSocket, so the token goes as a subprotocol.
       const key = this.token ? [`openai-insecure-api-key.${this.token}`] : [];
-      socket = new WebSocket(this.address, ["realtime", ...key]);
+      socket = new WebSocket(url, ["realtime", ...key]);
     } catch {
       this.#status("resting", { code: 1008, reason: "a token has no spaces, commas or accents" });
       return;
@@ -57,9 +69,12 @@ export class Realtime extends EventTarget {
       } catch {
         return; // A frame that is not JSON is not an event; there is nobody to tell.
       }
+      if (event.event_id) this.#last = event.event_id;
       if (event.type === "session.created") {
         this.#failures = 0;
-        this.#status("open");
+        const before = this.resume?.conversation_id;
+        this.resume = event.session?.resume ?? null;
+        this.#status("open", { again: before !== undefined && before === this.resume?.conversation_id });
       }
       this.dispatchEvent(new CustomEvent("message", { detail: event }));
     };
@@ -70,6 +85,18 @@ export class Realtime extends EventTarget {
       if (code === 1000) this.#status("resting", { code, reason });
       else this.#lost(code, reason);
     };
+  }
+
+  /** Leaves this conversation and goes to another: a new one, or, with `resume`, on with one whose events are known up to a number. */
+  goTo(resume = null, last = 0) {
+    clearTimeout(this.#timer);
+    const socket = this.#socket;
+    this.#socket = null;
+    socket?.close(1000);
+    this.resume = resume;
+    this.#last = String(last);
+    this.#failures = 0;
+    this.connect();
   }
 
   /** Trying again would be no use before something else has changed. */

@@ -32,6 +32,7 @@ export function thinkingWords({ waitFrom, thinkFrom }, now) {
 
 /** The parts of a turn's time, in the order in which they happen. */
 export const TIMINGS = [
+  ["voice_activity", "Silence", "making sure that you had finished"],
   ["queued", "Queue", "waiting for the model to be free"],
   ["encode", "Encode", "turning the last of the sound into what the model reads"],
   ["words", "Words", "writing down the words that were spoken"],
@@ -48,6 +49,7 @@ const REASONS = {
 };
 
 export function endNote(turn) {
+  if (turn.code === "server_restarted") return ERRORS.server_restarted;
   if (turn.state === "failed") return turn.why ? `The reply failed: ${turn.why}` : "The reply failed.";
   if (turn.state === "incomplete") return REASONS[turn.reason] ?? "The reply is not complete.";
   if (turn.state === "cancelled") return turn.why ?? REASONS[turn.reason] ?? "Stopped here.";
@@ -62,6 +64,8 @@ const ERRORS = {
   overloaded: "The server is serving as many people as it can. Try again in a moment.",
   rate_limit_exceeded: "The server is serving as many people as it can. Try again in a moment.",
   context_length_exceeded: "This conversation has grown too long for the model. Reload the page to start a new one.",
+  server_restarted: "The server was restarted here.",
+  input_audio_too_long: "That is more sound than can be taken at once.",
   session_expired: "This session has come to its time limit. Reload the page to start a new one.",
   invalid_api_key: "The server asks for a key, and this page was not given one.",
 };
@@ -82,6 +86,35 @@ export function connectionWords({ code, reason, ready }) {
   if (code === 1001 || code === 1012) return "The server is restarting.";
   if (ready === "unreachable") return "The server cannot be reached.";
   return "The connection was lost.";
+}
+
+/** Why a dropped file is not heard. */
+export function fileWords(kind, most) {
+  return {
+    long: `That is too long: at most ${seconds(most * 1000)} of sound are heard at once.`,
+    short: "There is no sound in it.",
+    unreadable: "This browser cannot read it as sound. WAV, MP3, Ogg, FLAC and M4A usually work.",
+  }[kind];
+}
+
+/** `m:ss`, or `h:mm:ss`. */
+export function clock(ms) {
+  const all = Math.max(0, Math.floor(ms / 1000));
+  const [h, m, s] = [Math.floor(all / 3600), Math.floor(all / 60) % 60, all % 60];
+  return h ? `${h}:${String(m).padStart(2, "0")}:${String(s).padStart(2, "0")}` : `${m}:${String(s).padStart(2, "0")}`;
+}
+
+/** Of what the model thought about a turn, how it sounded: the words are told elsewhere. */
+export function heardWords(reasoning) {
+  const [sound] = reasoning.split(/\bThe words\b/);
+  return sound.replace(/^\s*I hear\s*/i, "").replace(/\s+/g, " ").trim().replace(/[.,;]$/, "");
+}
+
+/** When something was, as one says it of a list: today only the time, else the day. */
+export function when(ms, now = Date.now()) {
+  const date = new Date(ms);
+  const today = new Date(now).toDateString() === date.toDateString();
+  return today ? date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" }) : date.toLocaleDateString([], { day: "numeric", month: "short", year: "numeric" });
 }
 
 /** {title, steps} for each kind of MicrophoneError. */
@@ -115,6 +148,12 @@ export function microphoneHelp(kind, { host, protocol, port } = {}) {
         title: "No microphone was found",
         steps: ["Plug one in, or switch on the headset. It is noticed as soon as it is there."],
       };
+    case "no-tabs":
+      return { title: "This browser cannot share a tab's sound", steps: ["Chrome and Edge on a computer can. Phones, Firefox and Safari cannot: caption the microphone instead."] };
+    case "not-shared":
+      return { title: "Nothing was shared", steps: ["Press Start again and choose the tab whose sound is to be captioned."] };
+    case "silent-share":
+      return { title: "No sound was shared", steps: ["Press Start again, choose a browser tab, and switch on “Also share tab audio” in that window."] };
     case "busy":
       return {
         title: "The microphone is taken",

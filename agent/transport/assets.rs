@@ -30,12 +30,19 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
         "index.html",
         "app.css",
         "app.js",
+        "captions.css",
+        "captions.html",
+        "captions.js",
         "conversation.js",
         "favicon.svg",
+        "history.js",
         "log.js",
         "meter.js",
         "microphone.js",
         "realtime.js",
+        "save.js",
+        "soundfile.js",
+        "speech.js",
         "words.js",
         "worklet.js",
     ]
@@ -66,6 +73,7 @@ fn content_type(name: &str) -> &'static str {
 pub(super) fn serve(path: &str, headers: &HeaderMap) -> Option<Response> {
     let name = match path.trim_start_matches('/') {
         "" => "index.html",
+        "captions" => "captions.html",
         name => name,
     };
     let asset = ASSETS.iter().find(|a| a.name == name)?;
@@ -76,7 +84,7 @@ pub(super) fn serve(path: &str, headers: &HeaderMap) -> Option<Response> {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (HeaderName::from_static("permissions-policy"), "microphone=(self)"),
+        (HeaderName::from_static("permissions-policy"), "microphone=(self), display-capture=(self)"),
     ];
     let known = headers.get(header::IF_NONE_MATCH).and_then(|v| v.to_str().ok());
     if known.is_some_and(|tags| tags.split(',').any(|tag| tag.trim().trim_start_matches("W/") == asset.etag)) {

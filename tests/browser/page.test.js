@@ -2,14 +2,8 @@
 // plays a file, against a real server. What the model says is its own affair; that it arrives and is shown is tested here.
 
 import assert from "node:assert/strict";
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { after, before, describe, it } from "node:test";
-import { microphoneFile, openBrowser, openPage, out, sleep, startServer, waitState } from "./support.js";
-
-/** A small model on a busy machine may take its time over one turn. */
-const TURN = Number(process.env.HEARKEN_TURN_SECONDS ?? 90) * 1000;
-const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+import { accessible, blameless, finishedReply, fits, microphoneFile, openBrowser, openPage, out, sleep, startServer, TURN, waitState } from "./support.js";
 
 let server;
 before(async () => {
@@ -23,17 +17,6 @@ function inOrder(states, wanted) {
   return at === wanted.length;
 }
 
-/** The n-th reply (from 0), once it has come to an end. */
-async function finishedReply(page, n = 0) {
-  const reply = page.locator("hearken-agent-turn").nth(n);
-  await page.waitForFunction(
-    (n) => /^(done|cancelled|failed|incomplete)$/.test(document.querySelectorAll("hearken-agent-turn")[n]?.dataset.state ?? ""),
-    n,
-    { timeout: TURN },
-  );
-  return reply;
-}
-
 /** Sound stops leaving the page. On a busy machine the last frames may still be on their way to the socket. */
 async function silence(seen) {
   for (let tries = 0; tries < 8; tries++) {
@@ -44,31 +27,9 @@ async function silence(seen) {
   assert.fail(`sound is still being sent: ${seen.soundFrames} frames`);
 }
 
-async function accessible(page, what) {
-  await page.evaluate(axe);
-  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
-  const found = violations.map((v) => `${v.id}: ${v.help}: ${v.nodes.map((node) => node.html).join(" | ")}`);
-  assert.deepEqual(found, [], what);
-}
-
-function blameless(seen) {
-  assert.deepEqual(seen.complaints, [], "console errors and warnings");
-  assert.deepEqual(seen.elsewhere, [], "requests to other hosts");
-}
-
 /** It came to its own end: the model's, or the longest reply that the server allows. */
 async function whole(reply) {
   assert.match(await reply.getAttribute("data-state"), /^(done|incomplete)$/);
-}
-
-/** Nothing sticks out of the window sideways. */
-async function fits(page) {
-  const [wide, window] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
-  assert.ok(wide <= window, `${wide} px of page in ${window} px`);
-  const cut = await page.evaluate(() =>
-    [...document.querySelectorAll(".controls, .turn, .state, .quiet")].filter((node) => node.getBoundingClientRect().right > innerWidth + 0.5).length,
-  );
-  assert.equal(cut, 0, "elements cut off at the right");
 }
 
 describe("one question, spoken", () => {
@@ -266,8 +227,7 @@ describe("typing", () => {
     await finishedReply(page, 1);
     assert.equal(await page.locator("#banner").isVisible(), false);
     assert.equal(await page.locator("hearken-user-turn").count(), 2, "what was said is still there");
-    const told = await page.locator(".divider").textContent();
-    assert.match(told, /given the words above/);
+    assert.equal(await page.locator(".divider").count(), 0, "it is the same conversation");
     await page.locator("#message").fill("Say no.");
     await page.keyboard.press("Enter");
     assert.ok((await (await finishedReply(page, 2)).locator(".words").textContent()).trim());

@@ -1,7 +1,9 @@
 // What the tests stand on: the server, the wav files that play the microphone, and the browser.
 
+import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { createWriteStream, readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
 import vm from "node:vm";
@@ -20,14 +22,17 @@ async function freePort() {
   return port;
 }
 
-/** Starts `hearken serve`, or takes the one at HEARKEN_URL. Resolves once /ready says so. */
-export async function startServer() {
-  if (process.env.HEARKEN_URL) return { url: new URL("/", process.env.HEARKEN_URL).href, stop: async () => {} };
-  const port = await freePort();
+/**
+ * Starts `hearken serve`, or takes the one at HEARKEN_URL. Resolves once /ready says so. `own` asks for one that may be killed; with a `port` it comes back
+ * where it was, with the conversations it had.
+ */
+export async function startServer({ own = false, port: again } = {}) {
+  if (process.env.HEARKEN_URL && !own) return { url: new URL("/", process.env.HEARKEN_URL).href, stop: async () => {} };
+  const port = again ?? (await freePort());
   const program = process.env.HEARKEN_BIN ?? here("../../target/release/hearken");
   const child = spawn(program, ["serve"], {
     cwd: here("../.."),
-    env: { ...process.env, HEARKEN_SERVER_LISTEN: `127.0.0.1:${port}` },
+    env: { ...process.env, HEARKEN_SERVER_LISTEN: `127.0.0.1:${port}`, HEARKEN_JOURNAL_PATH: out(`journal-${port}.sqlite`) },
     stdio: ["ignore", "pipe", "pipe"],
   });
   const log = createWriteStream(out("server.log"));
@@ -58,6 +63,12 @@ export async function startServer() {
   }
   return {
     url,
+    port,
+    /** As a crash does: without a word. */
+    async kill() {
+      child.kill("SIGKILL");
+      await ended;
+    },
     async stop() {
       child.kill("SIGTERM");
       const slow = setTimeout(() => child.kill("SIGKILL"), 10_000);
@@ -85,6 +96,8 @@ export function loadWorklet(sampleRate = 48_000) {
   const code = readFileSync(here("../../web/worklet.js"), "utf8");
   return vm.runInContext(`${code}; ({ Resampler, Capture })`, context);
 }
+
+export const questionFile = here("question.wav");
 
 /** question.wav ("What is the capital of France?", 16 kHz, made with flite's voice slt) as 48 kHz samples. */
 function question() {
@@ -122,17 +135,20 @@ export function microphoneFile(name, beforeSeconds, afterSeconds) {
 
 // ---- The browser ----
 
-/** microphone: a wav to play (loop or once), or null for a person who refuses it. */
-export function openBrowser({ microphone, loop = false }) {
+/** microphone: a wav to play (loop or once), or null for a person who refuses it. tab: the title of the tab that is shared when one is asked for. */
+export function openBrowser({ microphone, loop = false, tab = null }) {
   const args = [
     "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--autoplay-policy=no-user-gesture-required",
     "--use-fake-device-for-media-stream",
   ];
   if (microphone) args.push("--use-fake-ui-for-media-stream", `--use-file-for-fake-audio-capture=${microphone}${loop ? "" : "%noloop"}`);
+  else if (tab) args.push(`--auto-select-tab-capture-source-by-title=${tab}`);
   else args.push("--use-fake-ui-for-media-stream=deny");
   // Each launch has a user data directory of its own, made for it and removed with it.
-  return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", headless: true, args });
+  // A tab that plays nothing has nothing to share.
+  const ignoreDefaultArgs = tab ? ["--mute-audio"] : [];
+  return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", headless: true, args, ignoreDefaultArgs });
 }
 
 /**
@@ -157,7 +173,7 @@ export async function openPage(browser, url, { before, path = "", ...options } =
       if (typeof payload === "string") seen.sent.push(JSON.parse(payload));
       else seen.soundFrames++;
     });
-    socket.on("framereceived", ({ payload }) => seen.events.push(JSON.parse(payload)));
+    socket.on("framereceived", ({ payload }) => typeof payload === "string" && seen.events.push(JSON.parse(payload)));
   });
   await page.addInitScript(() => {
     window.states = [];
@@ -176,4 +192,44 @@ export async function openPage(browser, url, { before, path = "", ...options } =
 /** Waits until the header's state is one of these. */
 export function waitState(page, states, timeout = 30_000) {
   return page.waitForFunction((wanted) => wanted.includes(document.getElementById("state").dataset.state), [states].flat(), { timeout });
+}
+
+// ---- What each test asks of a page ----
+
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+export async function accessible(page, what) {
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  const found = violations.map((v) => `${v.id}: ${v.help}: ${v.nodes.map((node) => node.html).join(" | ")}`);
+  assert.deepEqual(found, [], what);
+}
+
+export function blameless(seen) {
+  assert.deepEqual(seen.complaints, [], "console errors and warnings");
+  assert.deepEqual(seen.elsewhere, [], "requests to other hosts");
+}
+
+/** Nothing sticks out of the window sideways. */
+export async function fits(page) {
+  const [wide, window] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+  assert.ok(wide <= window, `${wide} px of page in ${window} px`);
+  const cut = await page.evaluate(() =>
+    [...document.querySelectorAll(".controls, .turn, .state, .quiet")].filter((node) => node.getBoundingClientRect().right > innerWidth + 0.5).length,
+  );
+  assert.equal(cut, 0, "elements cut off at the right");
+}
+
+/** A small model on a busy machine may take its time over one turn. */
+export const TURN = Number(process.env.HEARKEN_TURN_SECONDS ?? 90) * 1000;
+
+/** The n-th reply (from 0), once it has come to an end. */
+export async function finishedReply(page, n = 0) {
+  const reply = page.locator("hearken-agent-turn").nth(n);
+  await page.waitForFunction(
+    (n) => /^(done|cancelled|failed|incomplete)$/.test(document.querySelectorAll("hearken-agent-turn")[n]?.dataset.state ?? ""),
+    n,
+    { timeout: TURN },
+  );
+  return reply;
 }

@@ -142,7 +142,7 @@ impl Call {
         for heard in std::mem::take(&mut line.found) {
             match heard {
                 Heard::Started(at) => line.start = at,
-                Heard::Ended { at, sound } => ended.push((line.start, at, sound)),
+                Heard::Ended { at, sound, .. } => ended.push((line.start, at, sound)),
                 Heard::Paused(_) | Heard::Resumed => {}
             }
         }

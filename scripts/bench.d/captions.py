@@ -1,0 +1,198 @@
+"""Live captions against faster-whisper on the same clips: words erased, delay behind the speaker, word errors, as a table in Markdown.
+
+    scripts/bench captions [--threads N]
+
+A server is started and each clip of tests/audio is sent to it as it would be spoken, 20 ms at a time, with silence behind it. Of each word that
+is committed it is noted when it came. faster-whisper (base, the very weights of nano's word ear, greedy, whole files) then says of the same clip
+which words it hears and when each of them ended: from there to when ours came is the delay behind the speaker.
+"""
+
+import argparse
+import asyncio
+import datetime
+import difflib
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import wave
+
+import faster_whisper
+import websockets
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+AUDIO = os.path.join(ROOT, "tests", "audio")
+RATE = 16_000
+PACKET = RATE // 50
+SILENCE = 3.0
+# Of Whisper base, from its own generation settings: its languages, and the attention heads that follow the sound in time.
+LANGUAGES = list(range(50259, 50358))
+HEADS = [[3, 1], [4, 2], [4, 3], [4, 7], [5, 1], [5, 2], [5, 4], [5, 6]]
+
+
+def words(text: str) -> list[str]:
+    """Words alone: no case, no punctuation."""
+    return re.sub(r"[^a-z0-9' ]+", " ", text.lower().replace("mr.", "mister")).split()
+
+
+def errors(wanted: list[str], heard: list[str]) -> int:
+    row = list(range(len(heard) + 1))
+    for i, word in enumerate(wanted, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(heard, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+def clips() -> list[tuple[str, bytes, list[str]]]:
+    found = []
+    for name in sorted(os.listdir(AUDIO)):
+        if name.endswith(".wav"):
+            with wave.open(os.path.join(AUDIO, name)) as file:
+                assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2), name
+                pcm = file.readframes(file.getnframes())
+            with open(os.path.join(AUDIO, name[:-4] + ".txt")) as file:
+                found.append((name, pcm, words(file.read())))
+    return found
+
+
+async def caption(url: str, pcm: bytes) -> tuple[list[tuple[str, float]], str, int]:
+    """Each committed word with the seconds after which it came, the final words, and how many told words were not in them."""
+    async with websockets.connect(url, max_size=None) as socket:
+        vad = {"type": "server_vad", "create_response": False}
+        sound = {"format": {"type": "audio/pcm", "rate": RATE}, "transcription": {}, "turn_detection": vad}
+        session = {"type": "realtime", "audio": {"input": sound}}
+        await socket.send(json.dumps({"type": "session.update", "session": session}))
+        told: dict[str, list[tuple[str, float]]] = {}
+        final: dict[str, str] = {}
+        open_items: set[str] = set()
+        begun = 0.0
+
+        async def listen() -> None:
+            async for frame in socket:
+                now = time.perf_counter() - begun
+                event = json.loads(frame)
+                kind = event["type"]
+                if kind == "input_audio_buffer.speech_started":
+                    open_items.add(event["item_id"])
+                elif kind.endswith("input_audio_transcription.delta"):
+                    pieces = told.setdefault(event["item_id"], [])
+                    pieces.append((event["delta"], now))
+                elif kind.endswith("input_audio_transcription.completed"):
+                    final[event["item_id"]] = event["transcript"]
+                    open_items.discard(event["item_id"])
+
+        listener = asyncio.create_task(listen())
+        begun = time.perf_counter()
+        pcm += bytes(int(SILENCE * RATE) * 2)
+        for n, at in enumerate(range(0, len(pcm), PACKET * 2)):
+            await asyncio.sleep(max(0.0, begun + (n + 1) * 0.02 - time.perf_counter()))
+            await socket.send(pcm[at : at + PACKET * 2])
+        patience = time.perf_counter() + 20
+        while (open_items or not final) and time.perf_counter() < patience:
+            await asyncio.sleep(0.05)
+        listener.cancel()
+    times, erased = [], 0
+    for item, pieces in told.items():
+        text = "".join(piece for piece, _ in pieces)
+        whole = final.get(item, text)
+        if not whole.strip().startswith(text.strip()):
+            erased += errors(words(text), words(whole)[: len(words(text))])
+        count = 0
+        for i, (_, now) in enumerate(pieces):
+            upto = words("".join(piece for piece, _ in pieces[: i + 1]))
+            times += [(word, now) for word in upto[count:]]
+            count = max(count, len(upto))
+    return times, " ".join(final.values()), erased
+
+
+def whisper(nano: str, threads: int) -> faster_whisper.WhisperModel:
+    """nano's word ear as faster-whisper wants to find it."""
+    with open(os.path.join(nano, "tokenizer.json")) as file:
+        tokenizer = json.load(file)
+    tokens = {token: i for token, i in tokenizer["model"]["vocab"].items()}
+    tokens.update((added["content"], added["id"]) for added in tokenizer["added_tokens"])
+    out = tempfile.mkdtemp()
+    with open(os.path.join(out, "vocabulary.json"), "w") as file:
+        # The tokenizer leaves the times out that the model knows.
+        json.dump(sorted(tokens, key=tokens.__getitem__) + [f"<|{i * 0.02:.2f}|>" for i in range(1501)], file)
+    with open(os.path.join(out, "config.json"), "w") as file:
+        json.dump({"alignment_heads": HEADS, "suppress_ids": [], "suppress_ids_begin": [220, 50257], "lang_ids": LANGUAGES}, file)
+    for name in ["model.bin", "tokenizer.json"]:
+        os.symlink(os.path.join(nano, name), os.path.join(out, name))
+    return faster_whisper.WhisperModel(out, device="cpu", compute_type="float32", cpu_threads=threads)
+
+
+def serve(hearken: str, threads: int) -> tuple[subprocess.Popen, str]:
+    port = 18_000 + os.getpid() % 10_000
+    environment = dict(os.environ, HEARKEN_SERVER_LISTEN=f"127.0.0.1:{port}", HEARKEN_JOURNAL_ENABLED="false")
+    server = subprocess.Popen([hearken, "serve", "--set", f"model.threads={threads}"], env=environment, stderr=subprocess.DEVNULL)
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1)
+            return server, f"ws://127.0.0.1:{port}/v1/realtime"
+        except OSError:
+            time.sleep(0.1)
+    server.kill()
+    sys.exit("the server did not come up")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("hearken")
+    parser.add_argument("nano")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--verbose", action="store_true", help="print each word with its delay")
+    args = parser.parse_args()
+    server, url = serve(args.hearken, args.threads)
+    ours = []
+    try:
+        for _, pcm, _ in clips():
+            ours.append(asyncio.run(caption(url, pcm)))
+    finally:
+        server.terminate()
+        server.wait()
+    model = whisper(args.nano, args.threads)
+    count = wrong = theirs_wrong = erased = told = 0
+    delays: list[float] = []
+    took = length = 0.0
+    for (name, pcm, wanted), (times, final, gone) in zip(clips(), ours):
+        begun = time.perf_counter()
+        segments, _ = model.transcribe(
+            os.path.join(AUDIO, name), language="en", beam_size=1, temperature=0, word_timestamps=True
+        )
+        timed = [(word, each.end) for segment in segments for each in segment.words for word in words(each.word)]
+        took += time.perf_counter() - begun
+        length += len(pcm) / 2 / RATE
+        count += len(wanted)
+        wrong += errors(wanted, words(final))
+        theirs_wrong += errors(wanted, [word for word, _ in timed])
+        erased += gone
+        told += len(times)
+        pairs = difflib.SequenceMatcher(None, [w for w, _ in timed], [w for w, _ in times], autojunk=False)
+        for a, b, size in pairs.get_matching_blocks():
+            for i in range(size):
+                delay = times[b + i][1] - timed[a + i][1]
+                delays.append(delay)
+                if args.verbose:
+                    print(f"{name} {times[b + i][0]:<14} ended {timed[a + i][1]:6.2f} s, told {times[b + i][1]:6.2f} s: {delay:5.2f} s")
+        print(f"{name}: {final}", file=sys.stderr)
+    delays.sort()
+    print(f"{datetime.date.today()}, {args.threads} threads, {len(ours)} clips, {length:.0f} s, {count} words, sent in real time\n")
+    print("| | Hearken, live | faster-whisper base, whole files |\n|---|---|---|")
+    print(f"| word errors | {wrong} ({100 * wrong / count:.1f} %) | {theirs_wrong} ({100 * theirs_wrong / count:.1f} %) |")
+    print(f"| committed words that were erased | {erased} of {told} | – |")
+    print(f"| a word behind its speaker, median | {statistics.median(delays):.2f} s | – |")
+    print(f"| the same, 95th of a hundred | {delays[min(len(delays) - 1, int(0.95 * len(delays)))]:.2f} s | – |")
+    print(f"| time for all | as long as they are spoken | {took:.1f} s |")
+    print(f"\nDelays of {len(delays)} words that both heard, from when faster-whisper says that each ended.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+// Captions: words that stay as they came, notes of how it sounded, an overlay, files, a URL for players.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { after, before, describe, it } from "node:test";
+import { accessible, blameless, fits, microphoneFile, openBrowser, openPage, out, questionFile, sleep, startServer, TURN, waitState } from "./support.js";
+
+let server;
+before(async () => {
+  server = await startServer({ own: true });
+});
+after(() => server?.stop());
+
+/** Keeps each state of the captions' solid words, oldest first. */
+const watch = (page) =>
+  page.addInitScript(() => {
+    window.told = [];
+    addEventListener("DOMContentLoaded", () => {
+      const note = () => {
+        const all = [...document.querySelectorAll("#lines .said, #now .said")].map((node) => node.textContent.trim()).filter(Boolean).join(" ");
+        if (all !== window.told.at(-1)) window.told.push(all);
+      };
+      new MutationObserver(note).observe(document.querySelector(".flow"), { subtree: true, childList: true, characterData: true });
+    });
+  });
+
+/** What was once solid stays: each state begins with the one before. */
+function nothingErased(told) {
+  for (const [i, words] of told.entries()) assert.ok(i === 0 || words.startsWith(told[i - 1]), `“${told[i - 1]}” became “${words}”`);
+}
+
+const lines = (page, n) => page.waitForFunction((n) => document.querySelectorAll("#lines .line").length >= n, n, { timeout: TURN });
+
+describe("captions of a microphone", () => {
+  let browser;
+  before(async () => {
+    browser = await openBrowser({ microphone: microphoneFile("captions.wav", 1, 4), loop: true });
+  });
+  after(() => browser?.close());
+
+  it("come as they are spoken, stay as they came, and are noted, saved and served", async () => {
+    const { page, context, seen } = await openPage(browser, server.url, { path: "captions", before: watch, acceptDownloads: true });
+    await waitState(page, "idle");
+    await page.screenshot({ path: out("captions-idle.png") });
+    await accessible(page, "captions, idle");
+    await page.getByRole("button", { name: "Start" }).press("Enter");
+    await waitState(page, "listening");
+    await waitState(page, "hearing");
+    await lines(page, 1);
+    await page.waitForFunction(() => document.querySelector("#notes li")?.textContent.length > 12, null, { timeout: TURN });
+    await lines(page, 2);
+    await page.screenshot({ path: out("captions-lines.png") });
+    await accessible(page, "captions, with lines");
+    const told = await page.evaluate(() => window.told);
+    nothingErased(told);
+    assert.match(told.at(-1), /capital|France/i);
+    const note = await page.locator("#notes li").first().textContent();
+    console.log(`captions: ${told.at(-1)}\nheard: ${note}`);
+    assert.doesNotMatch(note, /The words/, "the words are not told twice");
+
+    await page.getByRole("button", { name: "Stop" }).press("Enter");
+    await waitState(page, "idle");
+    const address = await page.locator("#vtt-address").textContent();
+    const vtt = await (await fetch(address)).text();
+    assert.match(vtt, /^WEBVTT\n\n00:00:\d\d\.\d{3} --> 00:00:\d\d\.\d{3}\n/);
+    assert.match(vtt, /capital|France/i);
+    for (const [name, form, wanted] of [["WebVTT", "vtt", /^WEBVTT/], ["SRT", "srt", /^1\n00:/], ["JSON", "json", /"kind": "captions"/]]) {
+      const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name, exact: true }).press("Enter")]);
+      assert.match(download.suggestedFilename(), new RegExp(`\\.${form}$`));
+      assert.match(readFileSync(await download.path(), "utf8"), wanted);
+    }
+    // The model's own conversation stays short, whatever is said: each turn is taken out of it.
+    const gone = seen.events.filter((event) => event.type === "conversation.item.deleted").length;
+    assert.ok(gone >= 1, "turns are taken out of the conversation");
+    const before = await page.locator("#lines").textContent();
+    await page.reload();
+    await lines(page, 1);
+    assert.equal(await page.locator("#lines").textContent(), before, "they are there after a reload");
+    blameless(seen);
+    await context.close();
+  });
+
+  it("are an overlay for OBS: the words on nothing", async () => {
+    const { page, context } = await openPage(browser, server.url, { path: "captions" });
+    await waitState(page, "idle");
+    const known = await page.evaluate(() => sessionStorage.getItem("hearken.captions.conversation"));
+    await page.getByRole("button", { name: "Begin anew" }).click();
+    await page.waitForFunction((known) => sessionStorage.getItem("hearken.captions.conversation") !== known, known);
+    const id = await page.evaluate(() => JSON.parse(sessionStorage.getItem("hearken.captions.conversation")));
+    const overlay = await context.newPage();
+    await watch(overlay);
+    await overlay.goto(`${server.url}captions?overlay=1&size=3&colours=yellow&lines=2&follow=${id}`);
+    await page.getByRole("button", { name: "Start" }).click();
+    await lines(page, 1);
+    const wanted = await page.locator("#lines .said").first().textContent();
+    const shows = (view) => view.waitForFunction((wanted) => [...document.querySelectorAll("#lines .said")].some((node) => node.textContent === wanted), wanted, { timeout: TURN });
+    await shows(overlay);
+    nothingErased(await overlay.evaluate(() => window.told.slice(window.told.findIndex((words) => words))));
+    // Without a name it follows whatever was captioned last.
+    const latest = await context.newPage();
+    await latest.goto(`${server.url}captions?overlay=1`);
+    await shows(latest);
+    const look = await overlay.evaluate(() => ({
+      backgrounds: [document.documentElement, document.body].map((node) => getComputedStyle(node).backgroundColor),
+      shown: [".top", ".bar", ".side", ".welcome"].filter((name) => document.querySelector(name).checkVisibility()),
+      ink: getComputedStyle(document.querySelector(".said")).color,
+      size: parseFloat(getComputedStyle(document.querySelector("#lines .line")).fontSize),
+    }));
+    assert.deepEqual(look, { backgrounds: Array(2).fill("rgba(0, 0, 0, 0)"), shown: [], ink: "rgb(255, 233, 74)", size: 48 });
+    await overlay.screenshot({ path: out("captions-overlay.png"), omitBackground: true });
+    await page.getByRole("button", { name: "Stop" }).click();
+    await context.close();
+  });
+
+  it("have a size and colours that are remembered, and fit a phone", async () => {
+    const { page, context, seen } = await openPage(browser, server.url, { path: "captions", viewport: { width: 390, height: 780 }, hasTouch: true, isMobile: true, colorScheme: "dark", reducedMotion: "reduce" });
+    await waitState(page, "idle");
+    await page.getByLabel("Colours").selectOption("yellow");
+    for (let i = 0; i < 3; i++) await page.getByRole("button", { name: "larger text" }).tap();
+    await page.getByRole("button", { name: "Start" }).tap();
+    await lines(page, 1);
+    await page.screenshot({ path: out("captions-phone.png") });
+    await accessible(page, "captions on a phone");
+    await fits(page);
+    const size = () => page.locator("#lines .line").first().evaluate((node) => parseFloat(getComputedStyle(node).fontSize));
+    assert.equal(await size(), 40);
+    await page.reload();
+    await lines(page, 1);
+    assert.equal(await size(), 40);
+    assert.equal(await page.locator("#text").getAttribute("data-colours"), "yellow");
+    blameless(seen);
+    await context.close();
+  });
+});
+
+describe("captions of a tab", () => {
+  it("are of the sound that it plays", async () => {
+    const browser = await openBrowser({ microphone: null, tab: "A talk" });
+    const { page, context } = await openPage(browser, server.url, { path: "captions" });
+    const talk = await context.newPage();
+    const sound = `data:audio/wav;base64,${readFileSync(questionFile).toString("base64")}`;
+    await talk.setContent(`<title>A talk</title><audio src="${sound}"></audio>`);
+    await page.bringToFront();
+    await waitState(page, "idle");
+    await page.getByLabel("From").selectOption("tab");
+    assert.equal(await page.locator("#device-field").isVisible(), false);
+    await page.getByRole("button", { name: "Start" }).click();
+    await waitState(page, "listening");
+    await sleep(1000);
+    await talk.evaluate(() => document.querySelector("audio").play());
+    await lines(page, 1);
+    assert.match(await page.locator("#lines").textContent(), /capital|France/i);
+    await browser.close();
+  });
+});
+
+describe("captions that are refused the sound", () => {
+  it("say what to do", async () => {
+    const browser = await openBrowser({ microphone: null });
+    const { page, seen } = await openPage(browser, server.url, { path: "captions" });
+    await waitState(page, "idle");
+    await page.getByRole("button", { name: "Start" }).click();
+    await page.getByRole("alert").filter({ hasText: "The microphone is blocked for this page" }).waitFor();
+    await waitState(page, "idle");
+    await accessible(page, "captions, help");
+    blameless(seen);
+    await browser.close();
+  });
+});

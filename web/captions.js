@@ -1,0 +1,453 @@
+// Captions: of a microphone or a tab, or, as an overlay, of whatever is being captioned on this server.
+//
+// A turn of speech is a line. When it is over, the page asks for the reasoning about it (and no reply), and takes the turn out of the model's
+// conversation: hours of captions need no more memory than a minute of them.
+
+import { Conversation } from "./conversation.js";
+import "./meter.js";
+import { bestFormat, FORMATS, Microphone, microphones, tabSound } from "./microphone.js";
+import { Realtime, realtimeAddress } from "./realtime.js";
+import { save } from "./save.js";
+import { clock, connectionWords, errorWords, heardWords, microphoneHelp, STATES } from "./words.js";
+
+const at = (id) => document.getElementById(id);
+const query = new URLSearchParams(location.search);
+const overlay = query.get("overlay") === "1";
+const SIZES = { least: 1, most: 5 };
+/** Lines that stay on the page; the server keeps all. */
+const MOST_LINES = 200;
+/** How often an overlay looks for news, milliseconds. */
+const LOOK_MS = 400;
+
+const settings = { source: "microphone", device: "", size: overlay ? 2.5 : 1.75, colours: "page", notes: true, ...load("hearken.captions.settings") };
+for (const key of ["size", "colours"]) if (query.has(key)) settings[key] = key === "size" ? Number(query.get(key)) || settings.size : query.get(key);
+
+const conversation = new Conversation();
+const wire = new Realtime(realtimeAddress(), "captions");
+const ears = new Microphone();
+let format = "pcm";
+let agreed = null;
+let running = false;
+/** Items that were spoken and about which nothing was asked yet. */
+let toAsk = [];
+/** The response under way, and the item it is about. */
+const about = new Map();
+let asked = null;
+
+// ---- What this browser remembers ----
+
+function load(key, store = localStorage) {
+  try {
+    return JSON.parse(store.getItem(key)) ?? {};
+  } catch {
+    return {}; // Storage is off, or holds something else.
+  }
+}
+
+function keep(key, value, store = localStorage) {
+  try {
+    store.setItem(key, JSON.stringify(value));
+  } catch {}
+}
+
+const remember = () => keep("hearken.captions.settings", settings);
+
+function ask(path, options = {}) {
+  const headers = wire.token ? { authorization: `Bearer ${wire.token}` } : {};
+  return fetch(new URL(path, location.href), { cache: "no-store", headers, ...options });
+}
+
+// ---- The wire ----
+
+wire.addEventListener("status", ({ detail }) => {
+  agreed = null;
+  if (detail.state === "open") {
+    at("banner").hidden = true;
+    if (!detail.again) conversation.interrupted(performance.now());
+    configure();
+    keep("hearken.captions.conversation", wire.resume?.conversation_id ?? "", sessionStorage);
+    showAddresses();
+  } else if (detail.state === "waiting") {
+    at("banner-words").textContent = `${connectionWords(detail)} Trying again.`;
+    at("banner").hidden = false;
+    if (detail.code === 1006 || detail.code === 1008) void whyLost();
+  }
+  showState();
+});
+
+async function whyLost() {
+  const answer = await ask(wire.resume ? `v1/conversations/${wire.resume.conversation_id}` : "v1/models").catch(() => null);
+  if (answer?.status === 401) askForToken();
+  if (answer?.status === 404 && wire.resume) wire.goTo();
+}
+
+function askForToken() {
+  at("token-form").hidden = false;
+  at("token-wrong").textContent = wire.token ? "That one was not right." : "";
+  wire.rest();
+}
+
+at("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  wire.token = at("token").value.trim();
+  try {
+    sessionStorage.setItem("hearken.token", wire.token);
+  } catch {}
+  at("token-form").hidden = true;
+  void begin();
+});
+
+function configure() {
+  wire.send({
+    type: "session.update",
+    session: {
+      type: "realtime",
+      output_modalities: ["text"],
+      audio: { input: { format: FORMATS[format].wire, transcription: {}, turn_detection: { type: "server_vad", create_response: false, interrupt_response: true } } },
+      include: ["reasoning.text", "hearken.captions.tentative"],
+      reasoning: { effort: "low" },
+    },
+  });
+}
+
+wire.addEventListener("message", ({ detail: event }) => {
+  take(event);
+  if (event.type === "session.updated") agreed = format;
+  else if (event.type === "error") {
+    const words = errorWords(event.error);
+    if (words) notice(words);
+  } else if (event.type === "input_audio_buffer.committed") {
+    toAsk.push(event.item_id);
+    askNext();
+  } else if (event.type === "response.done") {
+    const item_id = about.get(event.response.id);
+    asked = null;
+    if (item_id) wire.send({ type: "conversation.item.delete", item_id });
+    askNext();
+  }
+  showState();
+});
+
+/** An event, from this page's own session or from the one that an overlay follows. */
+function take(event) {
+  if (event.type === "response.created") {
+    const item_id = event.response.metadata?.about;
+    if (item_id) about.set(event.response.id, item_id);
+  }
+  // Its line stays when the model has done with it.
+  if (event.type !== "conversation.item.deleted") conversation.apply(event, performance.now());
+}
+
+/** How the newest turn sounded. Of older ones that were never asked about, because somebody spoke on, only the words are kept. */
+function askNext() {
+  if (asked || !toAsk.length || conversation.hearing) return;
+  const newest = toAsk.pop();
+  for (const item_id of toAsk) wire.send({ type: "conversation.item.delete", item_id });
+  toAsk = [];
+  if (!settings.notes) return void wire.send({ type: "conversation.item.delete", item_id: newest });
+  asked = wire.send({
+    type: "response.create",
+    response: { conversation: "none", input: [{ type: "item_reference", id: newest }], metadata: { about: newest }, max_output_tokens: 1 },
+  });
+}
+
+// ---- The sound ----
+
+ears.onframe = (bytes) => {
+  if (agreed === ears.format) wire.sendSound(bytes);
+};
+ears.onlevel = (db) => (at("meter").level = db);
+ears.onended = () => {
+  stop();
+  notice(settings.source === "tab" ? "The tab is not shared any more." : "The microphone was unplugged.");
+  void listDevices();
+};
+ears.onencoderfailed = () => {
+  format = "pcm";
+  configure();
+  if (running) void start();
+};
+
+async function start() {
+  at("help").hidden = true;
+  at("notice").hidden = true;
+  if (wire.state === "resting") wire.connect();
+  running = true;
+  showState();
+  try {
+    const open = settings.source === "tab" ? { open: tabSound } : {};
+    await ears.start({ deviceId: settings.device, cleanup: false, format, ...open });
+    if (!running) return ears.stop();
+    ears.setOpen(true);
+    at("meter").analyser = ears.analyser;
+    void stayAwake();
+    void listDevices();
+  } catch (error) {
+    stop();
+    showHelp(error.kind);
+  }
+  showState();
+}
+
+function stop() {
+  running = false;
+  void ears.finish(1200);
+  at("meter").analyser = null;
+  void wakeLock?.release();
+  showState();
+}
+
+let wakeLock = null;
+async function stayAwake() {
+  try {
+    wakeLock ??= await navigator.wakeLock?.request("screen");
+    wakeLock?.addEventListener("release", () => (wakeLock = null), { once: true });
+  } catch {
+    wakeLock = null; // Refused on low battery: the person's choice.
+  }
+}
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState !== "visible" || !running) return;
+  void stayAwake();
+  void ears.resume();
+});
+
+async function listDevices() {
+  const devices = (await microphones().catch(() => [])).filter((device) => device.deviceId !== "default");
+  const options = devices.map((device, i) => new Option(device.label || `Microphone ${i + 1}`, device.deviceId));
+  at("device").replaceChildren(new Option("Default microphone", ""), ...options);
+  at("device").value = devices.some((device) => device.deviceId === settings.device) ? settings.device : "";
+}
+navigator.mediaDevices?.addEventListener?.("devicechange", () => void listDevices());
+
+// ---- Lines and notes ----
+
+const rows = new Map();
+let origin = null; // When the first line began, by the server's clock of the stream.
+
+function span(className, text) {
+  const node = document.createElement("span");
+  node.className = className;
+  node.textContent = text;
+  return node;
+}
+
+function stamp(ms) {
+  const node = document.createElement("time");
+  origin ??= ms;
+  node.textContent = clock(ms - origin);
+  return node;
+}
+
+conversation.addEventListener("added", ({ detail: turn }) => show(turn));
+conversation.addEventListener("changed", ({ detail: turn }) => show(turn));
+conversation.addEventListener("removed", ({ detail: turn }) => {
+  rows.get(turn.id)?.remove();
+  rows.delete(turn.id);
+});
+
+function show(turn) {
+  if (turn.role === "agent") return note(turn);
+  at("welcome").hidden = true;
+  if (turn.state !== "final") {
+    // One line at a time is being spoken; a turn whose last words are still to come goes before it.
+    const [said, tentative] = [turn.words.trim(), turn.tentative.trim()];
+    at("now").replaceChildren(span("said", said), span("tentative", tentative && said ? ` ${tentative}` : tentative));
+  } else {
+    const words = turn.words.trim();
+    if (at("now").dataset.id === turn.id || !conversation.hearing) at("now").replaceChildren();
+    if (words && !rows.has(turn.id)) {
+      const row = document.createElement("p");
+      row.className = "line";
+      row.append(stamp(turn.startMs ?? 0), span("said", words));
+      rows.set(turn.id, row);
+      at("lines").append(row);
+      while (at("lines").childElementCount > MOST_LINES) at("lines").firstElementChild.remove();
+    } else if (words) {
+      rows.get(turn.id).lastElementChild.textContent = words;
+    }
+  }
+  at("now").dataset.id = turn.id;
+  if (following) at("text").scrollTop = at("text").scrollHeight;
+}
+
+let lastNote = null;
+function note(turn) {
+  const words = heardWords(turn.reasoning);
+  const over = !["thinking", "replying"].includes(turn.state);
+  if (overlay || !words || (!over && words.split(" ").length < 3)) return;
+  let row = rows.get(turn.id);
+  if (!row) {
+    if (over && lastNote?.dataset.words === words) return; // As before.
+    const spoken = conversation.turns.find((other) => other.id === about.get(turn.id));
+    row = document.createElement("li");
+    row.append(stamp(spoken?.startMs ?? 0), span("", ""));
+    rows.set(turn.id, row);
+    at("notes").prepend(row);
+  }
+  row.lastElementChild.textContent = words;
+  row.dataset.words = words;
+  if (!over) return;
+  if (lastNote && lastNote !== row && lastNote.dataset.words === words) row.remove();
+  else lastNote = row;
+}
+
+let following = true;
+at("text").addEventListener("scroll", () => {
+  following = at("text").scrollTop + at("text").clientHeight > at("text").scrollHeight - 48;
+}, { passive: true });
+
+// ---- Showing ----
+
+function showState() {
+  const state =
+    wire.state === "waiting" ? "lost" : wire.state === "connecting" ? "connecting" : conversation.hearing ? "hearing" : running ? "listening" : "idle";
+  at("state").dataset.state = state;
+  at("state").querySelector(".state-words").textContent = state === "hearing" ? "Hearing speech" : STATES[state];
+  at("start").textContent = running ? "Stop" : "Start";
+  at("start").toggleAttribute("data-on", running);
+  at("source").disabled = running;
+}
+
+function showAddresses() {
+  at("overlay-address").textContent = new URL("captions?overlay=1", location.href).href;
+  const id = wire.resume?.conversation_id;
+  at("vtt-address").textContent = id ? new URL(`v1/captions/${id}.vtt`, location.href).href : "this server keeps no captions";
+}
+
+function showLooks() {
+  settings.size = Math.max(SIZES.least, Math.min(SIZES.most, settings.size));
+  document.body.style.setProperty("--size", `${settings.size}rem`);
+  const lines = Number(query.get("lines"));
+  if (lines >= 1 && lines <= 12) document.body.style.setProperty("--lines", String(Math.round(lines)));
+  at("text").dataset.colours = ["white", "yellow", "black"].includes(settings.colours) ? settings.colours : "page";
+  at("colours").value = at("text").dataset.colours;
+  at("source").value = settings.source;
+  at("device-field").hidden = settings.source !== "microphone";
+  at("notes-on").checked = settings.notes;
+}
+
+function notice(words) {
+  at("notice").textContent = words;
+  at("notice").hidden = false;
+}
+
+function showHelp(kind = "failed") {
+  const { title, steps } = microphoneHelp(kind, location);
+  const heading = document.createElement("h2");
+  heading.textContent = title;
+  const list = document.createElement("ol");
+  for (const step of steps) list.append(Object.assign(document.createElement("li"), { textContent: step }));
+  at("help").replaceChildren(heading, list);
+  at("help").hidden = false;
+  at("help").scrollIntoView({ block: "nearest" });
+}
+
+// ---- Hands ----
+
+at("bar").addEventListener("submit", (event) => {
+  event.preventDefault();
+  running ? stop() : void start();
+});
+at("source").addEventListener("change", () => {
+  settings.source = at("source").value;
+  remember();
+  showLooks();
+});
+at("device").addEventListener("change", () => {
+  settings.device = at("device").value;
+  remember();
+  if (running) void start();
+});
+at("notes-on").addEventListener("change", () => {
+  settings.notes = at("notes-on").checked;
+  remember();
+});
+for (const [id, step] of [["smaller", -0.25], ["larger", 0.25]]) {
+  at(id).addEventListener("click", () => {
+    settings.size += step;
+    remember();
+    showLooks();
+  });
+}
+at("colours").addEventListener("change", () => {
+  settings.colours = at("colours").value;
+  remember();
+  showLooks();
+});
+at("copy-overlay").addEventListener("click", async () => {
+  await navigator.clipboard?.writeText(at("overlay-address").textContent).catch(() => {});
+  at("copy-overlay").textContent = "Copied";
+  setTimeout(() => (at("copy-overlay").textContent = "Copy"), 2000);
+});
+for (const button of document.querySelectorAll("[data-form]")) {
+  button.addEventListener("click", async () => {
+    if (!(await save(ask, wire.resume?.conversation_id, button.dataset.form))) notice("There is nothing to save yet.");
+  });
+}
+at("anew").addEventListener("click", () => {
+  clear();
+  wire.goTo();
+});
+
+function clear(story = null) {
+  [toAsk, asked, origin, lastNote] = [[], null, null, null];
+  about.clear();
+  at("now").replaceChildren();
+  conversation.load(story, performance.now());
+  at("welcome").hidden = conversation.turns.length > 0;
+}
+
+// ---- Begin ----
+
+/** Goes on where this tab was before it was reloaded. */
+async function begin() {
+  const id = load("hearken.captions.conversation", sessionStorage);
+  const answer = typeof id === "string" && id ? await ask(`v1/conversations/${id}`).catch(() => null) : null;
+  if (answer?.status === 401) return askForToken();
+  const story = answer?.ok ? await answer.json().catch(() => null) : null;
+  if (!story) return wire.connect();
+  clear(story);
+  wire.goTo(story.resume ?? null, story.last_event);
+}
+
+/** As an overlay: shows what is captioned on this server, or the conversation that is named, without a session of its own. */
+async function follow() {
+  let [id, last] = ["", 0];
+  for (;;) {
+    try {
+      const wanted = query.get("follow") ?? (await (await ask("v1/conversations?kind=captions&limit=1")).json()).data?.[0]?.id;
+      if (wanted && wanted !== id) {
+        const answer = await ask(`v1/conversations/${wanted}`);
+        if (answer.ok) {
+          const story = await answer.json();
+          [id, last] = [wanted, story.last_event];
+          clear(story);
+        }
+      } else if (id) {
+        const { data } = await (await ask(`v1/conversations/${id}/events?after=${last}`)).json();
+        for (const event of data) take(event);
+        last = Number(data.at(-1)?.event_id.split("_").at(-1) ?? last);
+      }
+    } catch {
+      // The server is away; it is asked again.
+    }
+    await new Promise((again) => setTimeout(again, LOOK_MS));
+  }
+}
+
+showLooks();
+try {
+  wire.token = sessionStorage.getItem("hearken.token") ?? "";
+} catch {}
+if (overlay) {
+  document.documentElement.classList.add("overlay");
+  if (query.has("token")) wire.token = query.get("token");
+  await follow();
+} else {
+  showAddresses();
+  showState();
+  void listDevices();
+  format = await bestFormat();
+  await begin();
+}
