@@ -164,7 +164,8 @@ proptest! {
     fn i2_a_device_s_tables_go_on_as_the_cpu_s(program in program(16, 70)) {
         let checkpoint = tiny();
         let cold = || checkpoint.decoder.pool(8192, KvType::F32).unwrap();
-        run(&checkpoint.decoder, &checkpoint.decoder.tensor_pool(8192).unwrap(), cold, &program, 1e-5);
+        // Two ways of summing, which round differently.
+        run(&checkpoint.decoder, &checkpoint.decoder.tensor_pool(8192).unwrap(), cold, &program, 5e-5);
     }
 
     #[test]
