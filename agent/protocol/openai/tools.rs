@@ -21,7 +21,7 @@ pub enum ToolChoice {
 }
 
 impl ToolChoice {
-    /// As the engine takes it; whether there are functions at all, [`tools_json`] says.
+    /// As the engine takes it; whether there are functions at all, `tools_json` says.
     pub fn calling(&self) -> Calling {
         match self {
             Self::None | Self::Auto => Calling::May,
