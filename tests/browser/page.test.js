@@ -153,10 +153,11 @@ describe("typing", () => {
     await waitState(page, "idle");
 
     // Sending while a reply is under way stops that one and answers this one.
-    await page.keyboard.type("Count slowly from one to forty, in words.");
+    await page.keyboard.type("Count slowly from one to ninety, in words, one number on each line.");
     await page.keyboard.press("Enter");
     await page.waitForFunction(() => document.querySelectorAll("hearken-agent-turn")[2]?.querySelector(".reasoning-text").textContent.length > 0, null, { timeout: TURN });
-    await page.keyboard.type("No, just say good evening.");
+    // At once, not letter by letter: a reply may be short.
+    await page.locator("#message").fill("No, just say good evening.");
     await page.keyboard.press("Enter");
     const fourth = await finishedReply(page, 3);
     await whole(fourth);
