@@ -127,13 +127,22 @@ class Aligner(nn.Module):
         parameters = self.percepts[name]
         return F.linear(mean, self.words[name]) * parameters[0].exp() + parameters[1:]
 
-    def losses(self, frames: torch.Tensor, lengths: torch.Tensor, facts: list[dict], targets: list[list[int]], drop: float):
-        """CTC, percepts, and a bound on the size of embeddings; and the embeddings with their lengths."""
+    @staticmethod
+    def likeness(heard: torch.Tensor, taught: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Squared distance from a teacher's embeddings, as a share of their own variance."""
+        inside = torch.arange(heard.shape[1])[None] < lengths[:, None]
+        heard, taught = heard[inside], taught[inside]
+        return ((heard - taught) ** 2).sum(-1).mean() / ((taught - taught.mean(0)) ** 2).sum(-1).mean()
+
+    def losses(self, frames: torch.Tensor, lengths: torch.Tensor, facts: list[dict], targets: list[list[int]] | None, drop: float):
+        """CTC (0 without targets), percepts, and a bound on the size of embeddings; and the embeddings with their lengths."""
         heard, lengths = self.adaptor(F.dropout(frames, drop, self.training)), (lengths + 1) // 2
-        ctc = F.ctc_loss(
-            self.scores(heard).transpose(0, 1), torch.tensor([c for t in targets for c in t]), lengths,
-            torch.tensor([len(t) for t in targets]), zero_infinity=True,
-        )
+        ctc = torch.zeros(())
+        if targets is not None:
+            ctc = F.ctc_loss(
+                self.scores(heard).transpose(0, 1), torch.tensor([c for t in targets for c in t]), lengths,
+                torch.tensor([len(t) for t in targets]), zero_infinity=True,
+            )
         inside = (torch.arange(heard.shape[1])[None] < lengths[:, None])[..., None]
         mean = (heard * inside).sum(1) / lengths[:, None]
         felt = torch.zeros(())

@@ -3,7 +3,11 @@
 The decoder does not run, so this is the cheapest hour of training there is. Takes in new shards as
 `encode` writes them. Resumes from its checkpoint.
 
-    python -m scripts.train.align --steps 4000 [--from adaptor.safetensors]
+With --teacher WEIGHT the adaptor that it starts from teaches: what that one made of the sound heard with full
+attention is what the new one is to make of the sound heard in blocks, so that a decoder that knows the old one
+understands the new one. No decoder has to run for that either.
+
+    python -m scripts.train.align --steps 4000 [--from adaptor.safetensors [--teacher 10]]
 """
 
 import json
@@ -16,7 +20,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import common
-from .adaptor import PERCEPTS, Aligner, Pieces, percept
+from .adaptor import PERCEPTS, Adaptor, Aligner, Pieces, percept
 from .dataset import Training, collate, read_features
 from .decoder import Weights
 from .measure import plain
@@ -54,9 +58,13 @@ def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000, help="length of the learning rate's schedule")
     parser.add_argument("--rate", type=float, default=8e-4, help="peak learning rate")
+    parser.add_argument("--head-rate", type=float, default=2.4e-3, help="the same of blank, scales and percepts, which begin from nothing")
     parser.add_argument("--frames", type=int, default=2400, help="25 Hz frames a batch")
+    parser.add_argument("--drop", type=float, default=0.1, help="share of the encoder's values left out")
     parser.add_argument("--percepts", type=float, default=0.25, help="weight of the percept loss")
     parser.add_argument("--from", dest="begin", type=common.Path, help="adaptor.safetensors to start from")
+    parser.add_argument("--teacher", type=float, default=0, help="weight of the likeness to the adaptor that it starts from")
+    parser.add_argument("--ctc", type=float, default=1.0, help="weight of the words")
     parser.add_argument("--sets", nargs="*", default=["known.block", "unseen.block", "mixed.block"])
     parser.add_argument("--every", type=float, default=6, help="minutes between checkpoints")
     args = parser.parse_args()
@@ -69,12 +77,13 @@ def main() -> None:
     pieces = Pieces(tokenizer, state["texts"] if state else [e.facts["text"] for e in training.examples])
     texts = state["texts"] if state else [e.facts["text"] for e in training.examples]
     aligner = Aligner(pieces, file.tensor("token_embd.weight"))
-    if args.begin and not state:
-        names = {name.removeprefix("adapter."): tensor.float() for name, tensor in load_file(args.begin).items()}
-        aligner.adaptor.load_state_dict(names)
+    teacher = Adaptor()
+    if args.begin:
+        teacher.load_state_dict({name.removeprefix("adapter."): tensor.float() for name, tensor in load_file(args.begin).items()})
+        aligner.adaptor.load_state_dict(teacher.state_dict())
     alone = [p for n, p in aligner.named_parameters() if not n.startswith("adaptor")]
     optimizer = torch.optim.AdamW(
-        [{"params": aligner.adaptor.parameters(), "top": args.rate}, {"params": alone, "top": 3 * args.rate}],
+        [{"params": aligner.adaptor.parameters(), "top": args.rate}, {"params": alone, "top": args.head_rate}],
         lr=args.rate, betas=(0.9, 0.98), weight_decay=0.01,
     )
     step, spent, rng = 0, 0.0, random.Random(args.seed)
@@ -105,13 +114,19 @@ def main() -> None:
                 group["lr"] = group["top"] * common.schedule(step, args.steps, warm=100)
             frames, lengths = collate(batch)
             facts = [e.facts for e in batch]
-            ctc, felt, size, _, _ = aligner.losses(frames, lengths, facts, [pieces.target(f) for f in facts], drop=0.1)
+            targets = [pieces.target(f) for f in facts] if args.ctc else None
+            ctc, felt, size, heard, lengths = aligner.losses(frames, lengths, facts, targets, args.drop)
+            alike = torch.zeros(())
+            if args.teacher:
+                with torch.no_grad():
+                    taught = teacher(collate(batch, full=True)[0])
+                alike = aligner.likeness(heard, taught, lengths)
             optimizer.zero_grad()
-            (ctc + args.percepts * felt + 0.02 * size).backward()
+            (args.ctc * ctc + args.percepts * felt + 0.02 * size + args.teacher * alike).backward()
             torch.nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
             optimizer.step()
             step += 1
-            now = [round(v.item(), 3) for v in (ctc, felt, size)]
+            now = [round(v.item(), 3) for v in (ctc, felt, size, alike)]
             mean = [round(0.97 * a + 0.03 * b, 3) for a, b in zip(mean, now)] if mean else now
             bar.set_postfix(ctc=mean[0], percepts=mean[1], hours=f"{training.hours():.1f}", refresh=False)
             bar.update()

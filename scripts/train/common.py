@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import random
 import time
@@ -59,9 +58,16 @@ class Clock:
 
 
 def schedule(step: int, steps: int, warm: int) -> float:
-    """Share of the peak learning rate: a linear start, then half a cosine down to a twentieth. Counted in
-    steps, not in time, so that a slow or shared machine trains the same model."""
-    return min(1, (step + 1) / warm) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+    """Share of the peak learning rate: a linear start, then constant, then a straight line to zero over the last third.
+    Counted in steps, so that a slow or shared machine trains the same model; while it is constant, a run that
+    is resumed may be given another end."""
+    return max(0.0, min(1, (step + 1) / warm, (steps - step) / (steps / 3)))
+
+
+def product_type() -> torch.dtype:
+    """What frozen matrices are multiplied in: bf16 where the processor has instructions for it (four times as
+    fast there, six times as slow elsewhere), else f32. Sums are f32 in both."""
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def save_atomically(state: dict, path: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 
 @dataclass
 class Example:
-    """One clip as the adaptor sees it: 25 Hz features (f16) and what is true of it."""
+    """One clip as the adaptor sees it: 25 Hz features (f16) in blocks, what is true of it, and the same with full attention."""
 
     features: torch.Tensor
     facts: dict
+    full: torch.Tensor | None = None
 
 
 def read_clips(path: Path) -> list[tuple[np.ndarray, dict]]:
@@ -39,10 +40,11 @@ class Training:
         self.refresh()
 
     def refresh(self) -> None:
-        for path in sorted(self.folder.glob("train-[0-9]*[0-9].npz")):
+        for path in sorted(self.folder.glob("train-*.block.npz")):
             if path not in self.seen:
                 self.seen.add(path)
-                self.examples += read_features(path)
+                full = read_features(path.with_name(path.name.replace(".block", ".full")))
+                self.examples += [Example(b.features, b.facts, f.features) for b, f in zip(read_features(path), full)]
 
     def hours(self) -> float:
         return sum(len(e.features) for e in self.examples) / 25 / 3600
@@ -62,10 +64,11 @@ class Training:
         return batches
 
 
-def collate(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Zero-padded f32 frames and lengths. Zeros past the end keep a clip independent of its neighbours."""
-    lengths = torch.tensor([len(e.features) for e in examples])
-    frames = torch.zeros(len(examples), int(lengths.max()), 512)
-    for row, example in zip(frames, examples):
-        row[: len(example.features)] = example.features
+def collate(examples: list[Example], full: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zero-padded f32 frames, in blocks or `full`, and lengths. Zeros past the end keep a clip independent of its neighbours."""
+    clips = [e.full if full else e.features for e in examples]
+    lengths = torch.tensor([len(c) for c in clips])
+    frames = torch.zeros(len(clips), int(lengths.max()), 512)
+    for row, clip in zip(frames, clips):
+        row[: len(clip)] = clip
     return frames, lengths

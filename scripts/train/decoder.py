@@ -1,16 +1,21 @@
-"""The frozen Qwen2 decoder in f32 (written by `prepare`), with low-rank updates, over packed branches.
+"""The frozen Qwen2 decoder (written by `prepare`), with low-rank updates, over packed branches.
 
-f32, not bf16: on processors without bf16 instructions bf16 products run six to eight times slower.
-Many sequences are packed into one row of tokens under a mask, so nothing is computed for padding, and the
-sound of a clip is computed once for all the tasks that branch from it, as the product itself forks.
+Frozen matrices are multiplied in the processor's own fastest type (`common.product_type`); residuals, norms and
+attention stay f32, and so do the biases of the keys, which are too large for bf16.
+Many clips are packed into one row of tokens, so nothing is computed for padding. Attention goes clip by clip
+under a mask that keeps branches apart: the sound of a clip is computed once for all the tasks that branch from
+it, as the product itself forks.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import safe_open
+
+from .common import product_type
 
 HEADS, KEY_HEADS, WIDTH = 14, 2, 64
 NAMES = {"q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up", "down": "ffn_down"}
@@ -18,7 +23,7 @@ PATHS = {n: ("self_attn." if n in "qkvo" else "mlp.") + n + "_proj" for n in NAM
 
 
 class Weights:
-    """The tensors `prepare` wrote, mapped from the file, so that several stages share one copy in memory."""
+    """The tensors `prepare` wrote, mapped from the file."""
 
     def __init__(self, work: Path):
         self.file = safe_open(work / "decoder.safetensors", "pt")
@@ -29,24 +34,45 @@ class Weights:
 
 
 class LowRank(nn.Module):
-    """y = W x + b + scale · B (A x), W frozen."""
+    """y = W x + b + scale · B (A x), W frozen. Takes and gives f32."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, rank: int, scale: float):
         super().__init__()
-        self.weight, self.bias, self.scale, self.rank = weight, bias, scale, rank
+        self.weight, self.bias, self.scale, self.rank = weight.to(product_type()), bias, scale, rank
         if rank:
             self.A = nn.Parameter(torch.randn(rank, weight.shape[1]) * 0.02)
             self.B = nn.Parameter(torch.zeros(weight.shape[0], rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight, self.bias)
-        return y + F.linear(F.linear(x, self.A), self.B) * self.scale if self.rank else y
+        x = x.to(self.weight.dtype)
+        y = F.linear(x, self.weight).float()
+        if self.rank:
+            low = F.linear(x, (self.A * self.scale).to(x.dtype))
+            y = y + F.linear(low, self.B.to(x.dtype)).float()
+        return y if self.bias is None else y + self.bias
+
+
+class Span(NamedTuple):
+    """Rows `start` to `end` attend to each other only, True in `mask` where query (row) sees key (column)."""
+
+    start: int
+    end: int
+    mask: torch.Tensor
 
 
 def turn(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding, halves layout."""
     first, second = x.chunk(2, -1)
     return x * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) -> torch.Tensor:
+    """Attention under one mask, or span by span."""
+    k, v = (t.repeat_interleave(HEADS // KEY_HEADS, 1) for t in (k, v))
+    if isinstance(mask, torch.Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    parts = [F.scaled_dot_product_attention(*(t[:, :, s.start : s.end] for t in (q, k, v)), attn_mask=s.mask) for s in mask]
+    return torch.cat(parts, 2)
 
 
 class Layer(nn.Module):
@@ -67,10 +93,7 @@ class Layer(nn.Module):
             if past:
                 k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
             past[:] = [k, v]
-        seen = F.scaled_dot_product_attention(
-            q, k.repeat_interleave(HEADS // KEY_HEADS, 1), v.repeat_interleave(HEADS // KEY_HEADS, 1), attn_mask=mask
-        )
-        x = x + self.o(seen.transpose(1, 2).flatten(2))
+        x = x + self.o(attend(q, k, v, mask).transpose(1, 2).flatten(2))
         h = F.rms_norm(x, (x.shape[-1],), self.norms[1], 1e-6)
         return x + self.down(F.silu(self.gate(h)) * self.up(h))
 
@@ -82,15 +105,20 @@ class Decoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(file, n, targets, rank, scale) for n in range(layers))
         self.embeddings, self.norm = file.tensor("token_embd.weight"), file.tensor("output_norm.weight")
-        self.head = file.tensor("output.weight") if "output.weight" in file.names else self.embeddings
+        self.head = file.tensor("output.weight" if "output.weight" in file.names else "token_embd.weight").to(product_type())
 
-    def forward(self, x: torch.Tensor, places: torch.Tensor, mask: torch.Tensor, past: list | None = None) -> torch.Tensor:
-        """Final hidden states of embeddings [B, T, 896] at `places` [B, T]; mask True where seen."""
+    def forward(self, x: torch.Tensor, places: torch.Tensor, mask, past: list | None = None) -> torch.Tensor:
+        """Final hidden states of embeddings [B, T, 896] at `places` [B, T]. `mask`: True where seen, or a list of `Span`."""
         speeds = 1e6 ** (-torch.arange(0, WIDTH, 2, dtype=torch.float32) / WIDTH)
         angles = (places[..., None].float() * speeds).repeat(1, 1, 2)[:, None]
         for number, layer in enumerate(self.layers):
             x = layer(x, angles, mask, past[number] if past is not None else None)
         return F.rms_norm(x, (x.shape[-1],), self.norm, 1e-6)
+
+    def scores(self, hidden: torch.Tensor, head: torch.Tensor | None = None) -> torch.Tensor:
+        """Over the vocabulary, or those rows of it that `head` holds."""
+        head = self.head if head is None else head
+        return F.linear(hidden.to(head.dtype), head).float()
 
     def low_rank(self) -> dict[str, torch.Tensor]:
         """Trained updates under the names of the published checkpoint form."""
@@ -121,7 +149,7 @@ def generate(decoder: Decoder, prompts: list[torch.Tensor], end: int, most: int)
     out: list[list[int]] = [[] for _ in prompts]
     going = [True] * len(prompts)
     for _ in range(most):
-        chosen = (decoder(x, places, mask, past)[:, -1] @ decoder.head.T).argmax(-1)
+        chosen = decoder.scores(decoder(x, places, mask, past)[:, -1]).argmax(-1)
         for row, token in enumerate(chosen.tolist()):
             going[row] = going[row] and token != end
             if going[row]:

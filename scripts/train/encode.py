@@ -1,13 +1,12 @@
-"""Stage encode: clips to the frozen encoder's 25 Hz features, once, in the form nano is trained for.
+"""Stage encode: clips to the frozen encoder's 25 Hz features, once.
 
-One training clip in four is encoded with full attention, so that both forms work; evaluation sets are
-encoded in both. Runs beside `data`: with --follow it waits for shards still to come.
+Every clip is encoded in both forms: in blocks, as a live stream must be heard, and with full attention, which
+`align --teacher` learns from. Runs beside `data`: with --follow it waits for shards still to come.
 
     python -m scripts.train.encode --whisper model.bin --block 2 --left 8
 """
 
 import json
-import random
 import time
 from zlib import crc32
 
@@ -22,28 +21,24 @@ from .whisper import FULL, Form, Whisper, log_mel
 BATCH_SECONDS = 40
 
 
-def encode_clips(whisper: Whisper, clips: list, forms: list[Form]) -> list[np.ndarray]:
-    """Features of each clip in its form; clips of like form and length share a batch."""
+def encode_clips(whisper: Whisper, clips: list, form: Form) -> list[np.ndarray]:
+    """Features of each clip; clips of like length share a batch."""
     out: list = [None] * len(clips)
-    order = sorted(range(len(clips)), key=lambda i: (forms[i].block is None, len(clips[i])))
+    order = sorted(range(len(clips)), key=lambda i: len(clips[i]))
     while order:
         batch = [order.pop()]
         longest = len(clips[batch[0]]) / common.RATE
-        while order and forms[order[-1]] == forms[batch[0]] and (len(batch) + 1) * longest <= BATCH_SECONDS:
+        while order and (len(batch) + 1) * longest <= BATCH_SECONDS:
             batch.append(order.pop())
-        form = forms[batch[0]]
         mels = [log_mel(clips[i].astype(np.float32) / 32768, form.peak) for i in batch]
         for i, features in zip(batch, whisper.encode(mels, form)):
             out[i] = features.to(torch.float16).numpy()
     return out
 
 
-def encode_shard(whisper: Whisper, source, target, form: Form | None, block: Form, seed: int) -> None:
-    """`form` for all clips, or None for the training mixture."""
+def encode_shard(whisper: Whisper, source, target, form: Form) -> None:
     clips, facts = zip(*read_clips(source))
-    rng = random.Random(seed)
-    forms = [form or (FULL if rng.random() < 0.25 else block) for _ in clips]
-    features = encode_clips(whisper, clips, forms)
+    features = encode_clips(whisper, clips, form)
     temporary = target.with_suffix(".tmp.npz")
     np.savez(temporary, features=np.concatenate(features), lengths=[len(f) for f in features], facts=json.dumps(facts))
     temporary.rename(target)
@@ -60,21 +55,19 @@ def main() -> None:
     parser.add_argument("--follow", type=float, default=0, help="minutes to go on waiting for new shards")
     args = parser.parse_args()
     common.start(args)
-    pause, whisper = common.Pause(args.pause_file), Whisper(args.whisper)
+    pause, whisper = common.Pause(args.pause_file), Whisper(args.whisper, common.product_type())
     block = Form(args.block, None if args.left < 0 else args.left, args.peak)
     folder, until = args.work / "features", time.time() + 60 * args.follow
     folder.mkdir(exist_ok=True)
     while True:
         waiting = []
         for source in sorted((args.work / "clips").glob("*-[0-9]*[0-9].npz"), key=lambda p: p.stem.startswith("train")):
-            if source.stem.startswith("train"):
-                waiting.append((source, folder / source.name, None))
-            else:
-                waiting += [(source, folder / f"{source.stem[:-5]}.{name}.npz", form) for name, form in (("block", block), ("full", FULL))]
-        waiting = [w for w in waiting if crc32(w[1].name.encode()) % args.workers == args.worker and not w[1].exists()]
+            stem = source.stem if source.stem.startswith("train") else source.stem[:-5]
+            waiting += [(source, folder / f"{stem}.{name}.npz", form) for name, form in (("full", FULL), ("block", block))]
+        waiting = [w for w in waiting if crc32(w[0].name.encode()) % args.workers == args.worker and not w[1].exists()]
         for number, (source, target, form) in enumerate(tqdm(waiting, desc="shards", disable=not waiting)):
             pause.wait()
-            encode_shard(whisper, source, target, form, block, args.seed + int(source.stem[-4:]))
+            encode_shard(whisper, source, target, form)
         if time.time() > until:
             return
         time.sleep(10)

@@ -1,7 +1,8 @@
 """Stage instruct: adaptor and low-rank updates together, the decoder in the loop, all tasks from the first step.
 
 Each clip's sound stands once in the packed row and every task on it is a branch. The alignment losses go on
-beside, so that the adaptor keeps what the decoder does not yet ask for. Resumes from its checkpoint.
+beside, on a batch of other clips that costs little as the decoder does not run on it: the adaptor keeps the words,
+and the percepts that the decoder does not yet ask for. Resumes from its checkpoint.
 
     python -m scripts.train.instruct --steps 2000 [--from-lora lora.safetensors]
 """
@@ -18,25 +19,23 @@ from tqdm import tqdm
 from . import common
 from .adaptor import Aligner, Pieces
 from .dataset import Example, Training, collate
-from .decoder import Decoder, Weights
+from .decoder import Decoder, Span, Weights
 from .tasks import BEGIN, END, REST, SYSTEM, branches
 
 
 class Pack:
-    """Builds one row out of clips and their branches, with the mask that keeps them apart."""
+    """Builds one row out of clips and their branches, with the masks that keep them apart."""
 
     def __init__(self, tokenizer: Tokenizer, embeddings: torch.Tensor):
         self.tokenizer, self.embeddings = tokenizer, embeddings
-        self.parts, self.clip, self.branch, self.place = [], [], [], []
+        self.parts, self.branch, self.place, self.ends = [], [], [], []
         self.rows, self.labels, self.weights = [], [], []
-        self.clips = 0
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids
 
     def _put(self, part: torch.Tensor, branch: int, start: int) -> int:
         self.parts.append(part)
-        self.clip += [self.clips] * len(part)
         self.branch += [branch] * len(part)
         self.place += range(start, start + len(part))
         return start + len(part)
@@ -48,7 +47,7 @@ class Pack:
         for number, task in enumerate(tasks, 1):
             after = self._put(self.embeddings[self.ids(task.instruction + REST)], number, trunk)
             ids, weights = [], []
-            for text, weight in [*task.target, (END, 1.0)]:
+            for text, weight in [*task.target, *([(END, 1.0)] if task.ends else [])]:
                 piece = self.ids(text)
                 ids += piece
                 weights += [weight] * len(piece)
@@ -57,19 +56,22 @@ class Pack:
             self.rows += range(first, first + len(ids))
             self.labels += ids
             self.weights += weights
-        self.clips += 1
+        self.ends.append(len(self.place))
 
-    def __len__(self) -> int:
-        return len(self.place)
+    def spans(self) -> list[Span]:
+        """One a clip: each token sees what stands before it on the trunk and on its own branch."""
+        place, branch = torch.tensor(self.place), torch.tensor(self.branch)
+        made = []
+        for start, end in zip([0, *self.ends], self.ends):
+            p, b = place[start:end], branch[start:end]
+            made.append(Span(start, end, (p[None] <= p[:, None]) & ((b[None] == 0) | (b[None] == b[:, None]))))
+        return made
 
     def loss(self, decoder: Decoder, head: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Weighted cross entropy over the targets. `head` holds the rows of the output matrix that
         `classes` (token id to row) maps to: the tokens ever wanted and the commonest others."""
-        clip, branch, place = map(torch.tensor, (self.clip, self.branch, self.place))
-        same = clip[:, None] == clip[None]
-        seen = same & (place[None] <= place[:, None]) & ((branch[None] == 0) | (branch[None] == branch[:, None]))
-        hidden = decoder(torch.cat(self.parts)[None], place[None], seen[None, None])[0]
-        losses = F.cross_entropy(hidden[self.rows] @ head.T, classes[torch.tensor(self.labels)], reduction="none")
+        hidden = decoder(torch.cat(self.parts)[None], torch.tensor(self.place)[None], self.spans())[0]
+        losses = F.cross_entropy(decoder.scores(hidden[self.rows], head), classes[torch.tensor(self.labels)], reduction="none")
         weights = torch.tensor(self.weights)
         return (losses * weights).sum() / weights.sum()
 
@@ -93,13 +95,19 @@ def packs(training: Training, rng: random.Random, tokens: int):
             size += length
 
 
+def beside(training: Training, rng: random.Random, frames: int):
+    """Endless batches for the alignment losses."""
+    while True:
+        yield from training.batches(frames, rng)
+
+
 def head_rows(decoder: Decoder, common_ids: int = 40_000) -> tuple[torch.Tensor, torch.Tensor]:
     """The commonest tokens (lowest ids in byte-pair order) and the special ones; others map to row 0."""
     vocabulary = len(decoder.head)
     kept = torch.cat([torch.arange(common_ids), torch.arange(151_643, min(151_665, vocabulary))])
     classes = torch.zeros(vocabulary, dtype=torch.long)
     classes[kept] = torch.arange(len(kept))
-    return decoder.head[kept].clone(), classes
+    return decoder.head[kept], classes
 
 
 def main() -> None:
@@ -111,7 +119,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate of the low-rank updates")
     parser.add_argument("--adaptor-rate", type=float, default=1e-4)
     parser.add_argument("--tokens", type=int, default=600, help="length of a packed row")
-    parser.add_argument("--align", type=float, default=0.15, help="weight of the alignment losses")
+    parser.add_argument("--align", type=float, default=0.2, help="weight of the alignment losses")
+    parser.add_argument("--percepts", type=float, default=0.5, help="weight of the percepts among them")
+    parser.add_argument("--beside", type=int, default=1600, help="25 Hz frames a batch that the alignment losses are taken on")
     parser.add_argument("--from-lora", type=common.Path, help="lora.safetensors to start from")
     parser.add_argument("--every", type=float, default=6, help="minutes between checkpoints")
     args = parser.parse_args()
@@ -139,6 +149,7 @@ def main() -> None:
         step, clips, spent = state["step"], state["clips"], state["spent"]
     head, classes = head_rows(decoder)
     training, rng = Training(args.work / "features"), random.Random(args.seed + step)
+    side = beside(training, rng, args.beside)
     clock, mean = common.Clock(pause, spent), None
     due = clock.seconds() + 60 * args.every
 
@@ -156,15 +167,17 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * common.schedule(step, args.steps, warm=20)
         examples: list[Example] = [example for example, _, _ in batch]
-        facts = [e.facts for e in examples]
         frames, lengths = collate(examples)
-        ctc, felt, size, sounds, lengths = aligner.losses(frames, lengths, facts, [pieces.target(f) for f in facts], drop=0.05)
+        sounds, lengths = aligner.adaptor(F.dropout(frames, 0.05)), (lengths + 1) // 2
         pack = Pack(tokenizer, decoder.embeddings)
         for sound, length, (_, system, tasks) in zip(sounds, lengths, batch):
             pack.add(sound[:length], system, tasks)
         said = pack.loss(decoder, head, classes)
+        others = next(side)
+        facts = [e.facts for e in others]
+        ctc, felt, size, _, _ = aligner.losses(*collate(others), facts, [pieces.target(f) for f in facts], drop=0.05)
         optimizer.zero_grad()
-        (said + args.align * (ctc + 0.25 * felt) + 0.02 * size).backward()
+        (said + args.align * (ctc + args.percepts * felt) + 0.02 * size).backward()
         torch.nn.utils.clip_grad_norm_([*updates, *aligner.parameters()], 1.0)
         optimizer.step()
         step, clips = step + 1, clips + len(batch)

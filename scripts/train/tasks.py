@@ -90,38 +90,40 @@ class Branch:
 
     instruction: str
     target: list[tuple[str, float]]
+    ends: bool = True
 
 
-def thinking(facts: dict, words: str, reply: str, joined: bool, instruction: str = "") -> Branch:
-    """Percepts weigh double: they are few tokens, and the ones nothing but the sound can tell.
+def thinking(facts: dict, words: str, reply: str | None, joined: bool, instruction: str = "") -> Branch:
+    """Percepts weigh double: they are few tokens, and the ones nothing but the sound can tell. Without a
+    right reply the branch stops at the end of the reasoning: what follows stays the decoder's own.
 
     `joined` tokenises the end of the words together with the newline after them (one token `.\\n`), as the
     model itself writes it; apart is how it reads when a runtime forces the words and lets the model go on.
     A model that has seen only one of the two ends its turn at the other.
     """
-    said, close = f" The words: {words or 'none'}", "\n</think>\n\n"
+    said, close, reply = f" The words: {words or 'none'}", "\n</think>\n\n", reply or ""
     ending = [(said + close, 1.0), (reply, 1.0)] if joined else [(said, 1.0), (close + reply, 1.0)]
-    return Branch(instruction, [("<think>\n", 0.2), (percepts(facts), 2.0), *ending])
+    return Branch(instruction, [("<think>\n", 0.2), (percepts(facts), 2.0), *ending], ends=bool(reply))
 
 
 def branches(facts: dict, rng: random.Random) -> tuple[str, list[Branch]]:
-    """A system prompt (mostly none) and the tasks trained on one clip together."""
+    """A system prompt (mostly none) and the tasks trained on one clip together. The reasoning is one of them for
+    every clip with words, since it is where the product hears; the others keep their forms alive at less cost."""
     made, system = [], ""
     reply = facts["reply"] if facts["text"] else rng.choice(LOST)
-    if reply:
-        if rng.random() < 0.12:
-            system = rng.choice(list(SYSTEMS))
-            reply = SYSTEMS[system](reply)
-        words = facts["written"] if rng.random() < 0.3 else facts["text"]
-        made.append(thinking(facts, words, reply, joined=rng.random() < 0.5))
-        if rng.random() < 0.5:
-            made.append(Branch(DIRECT, [(EMPTY, 0.2), (reply, 1.0)]))
-    if not system and facts["text"] and (not made or rng.random() < 0.4):
+    if reply and rng.random() < 0.12:
+        system = rng.choice(list(SYSTEMS))
+        reply = SYSTEMS[system](reply)
+    words = facts["written"] if rng.random() < 0.3 else facts["text"]
+    made.append(thinking(facts, words, reply, joined=rng.random() < 0.5))
+    if reply and rng.random() < 0.3:
+        made.append(Branch(DIRECT, [(EMPTY, 0.2), (reply, 1.0)]))
+    if not system and facts["text"] and rng.random() < 0.2:
         made.append(Branch(TRANSCRIBE, [(facts["text"], 1.0)]))
-        if not reply:
-            made.append(Branch(DESCRIBE, [("<think>\n", 0.2), (percepts(facts), 2.0), ("\n</think>\n\n", 0.2), (facts["text"], 0.5)]))
+    if not system and facts["text"] and rng.random() < 0.1:
+        made.append(Branch(DESCRIBE, [("<think>\n", 0.2), (percepts(facts), 2.0), ("\n</think>\n\n", 0.2), (facts["text"], 0.5)]))
     asked = questions(facts)
-    if asked and not system:
+    if asked and not system and rng.random() < 0.6:
         question, answer = rng.choice(asked)
         made.append(Branch(f"\n{question} Answer directly.", [(EMPTY, 0.2), (answer, 3.0)]))
     return system, made

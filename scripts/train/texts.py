@@ -176,13 +176,13 @@ ACCEPTED = re.compile(r"^[A-Za-z][A-Za-z ,.'?!;:-]*$")
 
 
 def sentences(fortunes: Path, wordnet: Path) -> list[str]:
-    """Plain English sentences of 3 to 18 words from the Debian packages fortunes and wordnet-base."""
+    """Plain English sentences of 3 to 24 words from the Debian packages fortunes and wordnet-base."""
     found: dict[str, str] = {}
 
     def take(text: str) -> None:
         text = re.sub(r"\s+", " ", text.replace("’", "'").replace("`", "'").replace("--", ", ")).strip(" \"'-*")
         words = text.split()
-        if not ACCEPTED.match(text) or not 3 <= len(words) <= 18 or max(map(len, words)) > 14:
+        if not ACCEPTED.match(text) or not 3 <= len(words) <= 24 or max(map(len, words)) > 14:
             return
         if re.search(r"\b[A-Z]{2,}\b", text):
             return

@@ -28,17 +28,29 @@ def kokoro(names: str, weight: float) -> list[Voice]:
     return [Voice("kokoro", name, sexes[name[1]], weight) for name in names.split()]
 
 
-# Weights follow cost as well as quality: a Kokoro clip takes a core fifty times longer than a hibari clip.
+def blends(voices: list[Voice], weight: float) -> list[Voice]:
+    """Halfway between each two neighbours of one sex in Kokoro's style space lies a speaker of its own."""
+    pairs = [(a, b) for a, b in zip(voices, [*voices[1:], voices[0]]) if a.sex == b.sex]
+    return [Voice("kokoro", f"{a.name}+{b.name}", a.sex, weight) for a, b in pairs]
+
+
+# Weights follow cost as well as quality: a Kokoro clip takes a core many times longer than a hibari clip.
+NATIVE_MEN = kokoro("am_adam am_echo am_eric am_fenrir am_liam am_onyx am_santa bm_daniel bm_fable bm_lewis", 0.4)
+NATIVE_WOMEN = kokoro("af_alloy af_aoede af_jessica af_kore af_nova af_river af_sarah af_sky bf_alice bf_isabella", 0.3)
+ACCENTED = kokoro("em_alex hm_omega hm_psi im_nicola pm_alex ef_dora ff_siwis hf_alpha if_sara pf_dora", 0.15)
 TRAINED = [
-    Voice("hibari", "heart", "woman", 48),
-    Voice("piper", "joe", "man", 11),
+    Voice("hibari", "heart", "woman", 34),
+    Voice("piper", "joe", "man", 5),
     Voice("flite", "rms", "man", 13),
-    Voice("flite", "awb", "man", 10),
-    Voice("flite", "slt", "woman", 13),
-    Voice("flite", "kal16", "man", 3),
-    *[Voice("espeak", name, None, 0.8) for name in "en-us en-us+m3 en-us+m7 en-us+f2 en-us+f4 en-gb en-gb+f3 en-gb-scotland".split()],
-    *kokoro("am_adam am_echo am_eric am_fenrir am_liam am_onyx am_santa bm_daniel bm_fable bm_lewis", 0.14),
-    *kokoro("af_alloy af_aoede af_jessica af_kore af_nova af_river af_sarah af_sky bf_alice bf_isabella", 0.14),
+    Voice("flite", "awb", "man", 12),
+    Voice("flite", "slt", "woman", 10),
+    Voice("flite", "kal16", "man", 2),
+    *[Voice("espeak", name, None, 0.4) for name in "en-us en-us+m3 en-us+m7 en-us+f2 en-us+f4 en-gb en-gb+f3 en-gb-scotland".split()],
+    *NATIVE_MEN,
+    *NATIVE_WOMEN,
+    *ACCENTED,
+    *blends(NATIVE_MEN, 0.16),
+    *blends(NATIVE_WOMEN, 0.12),
 ]
 HELD_OUT = kokoro("am_michael am_puck bm_george af_bella bf_emma bf_lily", 1)
 
@@ -78,7 +90,8 @@ class Voices:
         session, symbols = self.engines["kokoro"]
         phonemes = " ".join(self._phonemes().phonemize(text))
         ids = [symbols[c] for c in phonemes if c in symbols][:500]
-        styles = np.fromfile(self.kokoro_folder / "kokoro-styles" / f"{name}.bin", np.float32).reshape(-1, 1, 256)
+        files = [self.kokoro_folder / "kokoro-styles" / f"{part}.bin" for part in name.split("+")]
+        styles = np.mean([np.fromfile(file, np.float32) for file in files], axis=0).reshape(-1, 1, 256)
         feeds = {
             "tokens": np.array([[0, *ids, 0]], np.int64),
             "style": styles[len(ids)],

@@ -92,13 +92,21 @@ def log_mel(samples: np.ndarray, peak: float | None = None) -> torch.Tensor:
 
 
 class Whisper:
-    """Encoder and text decoder, f32, no gradients."""
+    """Encoder and text decoder, no gradients. `product` is the type that matrices are multiplied in; all else is f32."""
 
-    def __init__(self, path: Path):
-        self.weights = read_ctranslate2(path)
+    def __init__(self, path: Path, product: torch.dtype = torch.float32):
+        self.weights, self.product = read_ctranslate2(path), product
+        self.matrices = {n: w.to(product) for n, w in self.weights.items() if n.startswith("encoder/") and n.endswith("/weight")}
 
     def _linear(self, x, name):
-        return F.linear(x, self.weights[name + "/weight"], self.weights[name + "/bias"])
+        matrix = self.matrices.get(name + "/weight")
+        if matrix is None:
+            return F.linear(x, self.weights[name + "/weight"], self.weights[name + "/bias"])
+        return F.linear(x.to(self.product), matrix).float() + self.weights[name + "/bias"]
+
+    def _convolution(self, x, name, stride):
+        y = F.conv1d(x.to(self.product), self.matrices[name + "/weight"], stride=stride, padding=1)
+        return F.gelu(y.float() + self.weights[name + "/bias"][:, None])
 
     def _norm(self, x, name):
         return F.layer_norm(x, (x.shape[-1],), self.weights[name + "/gamma"], self.weights[name + "/beta"])
@@ -125,9 +133,8 @@ class Whisper:
         for row, mel in zip(batch, mels):
             row[:, : mel.shape[1]] = mel
         inside = torch.arange(batch.shape[2])[None] < 2 * torch.tensor(lengths)[:, None]
-        x = F.gelu(F.conv1d(batch, self.weights["encoder/conv1/weight"], self.weights["encoder/conv1/bias"], padding=1))
-        x = x * inside[:, None]
-        x = F.gelu(F.conv1d(x, self.weights["encoder/conv2/weight"], self.weights["encoder/conv2/bias"], stride=2, padding=1))
+        x = self._convolution(batch, "encoder/conv1", 1) * inside[:, None]
+        x = self._convolution(x, "encoder/conv2", 2)
         x = x.transpose(1, 2) + self.weights["encoder/position_encodings/encodings"][: max(lengths)]
         seen = inside[:, None, None, ::2].expand(-1, 1, max(lengths), -1)
         blocks = form.mask(max(lengths))
