@@ -7,12 +7,15 @@ own, in their place among the words, so that they can be counted.
 """
 
 from collections import Counter
+from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from .dataset import collate
 from .measure import plain
 
 
@@ -28,6 +31,11 @@ class Adaptor(nn.Module):
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         x = F.gelu(self.conv(frames.transpose(1, 2))).transpose(1, 2)
         return self.linear2(F.relu(self.linear1(x)))
+
+    def load(self, file: Path) -> "Adaptor":
+        """Takes the published form, `adaptor.safetensors`."""
+        self.load_state_dict({name.removeprefix("adapter."): tensor.float() for name, tensor in load_file(file).items()})
+        return self
 
 
 EVENTS = {"beep": " beep", "knock": " knock"}
@@ -109,6 +117,7 @@ class Aligner(nn.Module):
         self.adaptor = Adaptor()
         self.register_buffer("classes", embeddings[pieces.ids].clone(), persistent=False)
         self.size = (self.classes**2).sum(1).mean().item()
+        self.register_buffer("bound", torch.tensor(1.5 * self.size))
         self.scale = nn.Parameter(torch.tensor(12 / self.size).log())
         self.blank = nn.Linear(896, 1)
         self.percepts = nn.ParameterDict()
@@ -117,6 +126,18 @@ class Aligner(nn.Module):
             ids = [pieces.tokenizer.encode(word).ids[0] for word in values.values()]
             self.words[name] = embeddings[ids].clone()
             self.percepts[name] = nn.Parameter(torch.cat([torch.tensor([12 / self.size]).log(), torch.zeros(len(ids))]))
+
+    @torch.no_grad()
+    def begin(self, file: Path, batch: list) -> None:
+        """Takes over an adaptor. Scales and the bound on size are fitted to its embeddings, which may be larger than tokens."""
+        self.adaptor.load(file)
+        frames, lengths = collate(batch)
+        heard, lengths = self.adaptor(frames), (lengths + 1) // 2
+        inside = torch.arange(heard.shape[1])[None] < lengths[:, None]
+        size = (heard[inside] ** 2).sum(-1).mean()
+        self.bound.fill_(max(self.bound.item(), 2 * size.item()))
+        for scale in [self.scale, *(p[0] for p in self.percepts.values())]:
+            scale.copy_((12 / (size * self.size).sqrt()).log())
 
     def scores(self, heard: torch.Tensor) -> torch.Tensor:
         """Log-probabilities over blank and pieces."""
@@ -155,5 +176,5 @@ class Aligner(nn.Module):
                     labels.append(list(values).index(value))
             if rows:
                 felt = felt + F.cross_entropy(self.percept_scores(mean[rows], name), torch.tensor(labels), reduction="sum") / len(facts)
-        size = F.relu((heard**2).sum(-1) / self.size - 1.5).mean()
+        size = (F.relu((heard**2).sum(-1) - self.bound) / self.size)[inside[..., 0]].mean()
         return ctc, felt, size, heard, lengths

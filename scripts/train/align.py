@@ -8,6 +8,8 @@ attention is what the new one is to make of the sound heard in blocks, so that a
 understands the new one. No decoder has to run for that either.
 
     python -m scripts.train.align --steps 4000 [--from adaptor.safetensors [--teacher 10]]
+
+With --rate 0 only blank, scales and percepts are learnt, for `instruct` to go on from an adaptor that came without them.
 """
 
 import json
@@ -15,32 +17,33 @@ import random
 
 import jiwer
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import common
 from .adaptor import PERCEPTS, Adaptor, Aligner, Pieces, percept
-from .dataset import Training, collate, read_features
+from .dataset import Training, collate, read_features, read_pairs
 from .decoder import Weights
 from .measure import plain
 
 
 @torch.no_grad()
-def evaluate(aligner: Aligner, pieces: Pieces, paths: list) -> dict:
-    """Greedy word errors, and accuracy per percept, of each held-out set."""
+def evaluate(aligner: Aligner, pieces: Pieces, paths: list, teacher: Adaptor | None, words: bool) -> dict:
+    """Greedy word errors where words are trained, accuracy per percept, and distance from a teacher, of each held-out set."""
     aligner.eval()
     result = {}
     for path in paths:
-        examples = read_features(path)
-        said, heard, right, asked = [], [], {}, {}
+        examples = read_pairs(path) if teacher else read_features(path)
+        said, heard, right, asked, apart = [], [], {}, {}, []
         for start in range(0, len(examples), 8):
             batch = examples[start : start + 8]
             frames, lengths = collate(batch)
             out, lengths = aligner.adaptor(frames), (lengths + 1) // 2
+            if teacher:
+                apart.append(aligner.likeness(out, teacher(collate(batch, full=True)[0]), lengths).item())
             for row, example in enumerate(batch):
                 mine = out[row, : lengths[row]]
-                if example.facts["text"]:
+                if words and example.facts["text"]:
                     said.append(plain(example.facts["text"]))
                     heard.append(pieces.text(aligner.scores(mine).argmax(-1).tolist())[0])
                 for name, values in PERCEPTS.items():
@@ -49,7 +52,9 @@ def evaluate(aligner: Aligner, pieces: Pieces, paths: list) -> dict:
                         guess = int(aligner.percept_scores(mine.mean(0), name).argmax())
                         asked[name] = asked.get(name, 0) + 1
                         right[name] = right.get(name, 0) + (guess == list(values).index(value))
-        result[path.stem] = {"wer": round(100 * jiwer.wer(said, heard), 1)} | {n: round(100 * right[n] / asked[n]) for n in asked}
+        found = {"wer": round(100 * jiwer.wer(said, heard), 1)} if words else {}
+        found |= {"from teacher": round(sum(apart) / len(apart), 4)} if teacher else {}
+        result[path.stem] = found | {n: round(100 * right[n] / asked[n]) for n in asked}
     aligner.train()
     return result
 
@@ -71,16 +76,17 @@ def main() -> None:
     common.start(args)
     checkpoint, log = args.work / "align.pt", args.work / "align.jsonl"
     file, pause = Weights(args.work), common.Pause(args.pause_file)
-    training = Training(args.work / "features")
+    training = Training(args.work / "features", pairs=args.teacher > 0)
+    if args.teacher and not args.begin:
+        parser.error("--teacher needs --from")
     state = torch.load(checkpoint) if checkpoint.exists() else None
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     pieces = Pieces(tokenizer, state["texts"] if state else [e.facts["text"] for e in training.examples])
     texts = state["texts"] if state else [e.facts["text"] for e in training.examples]
     aligner = Aligner(pieces, file.tensor("token_embd.weight"))
-    teacher = Adaptor()
     if args.begin:
-        teacher.load_state_dict({name.removeprefix("adapter."): tensor.float() for name, tensor in load_file(args.begin).items()})
-        aligner.adaptor.load_state_dict(teacher.state_dict())
+        aligner.begin(args.begin, training.batches(args.frames, random.Random(args.seed))[0])
+    teacher = Adaptor().load(args.begin) if args.teacher else None
     alone = [p for n, p in aligner.named_parameters() if not n.startswith("adaptor")]
     optimizer = torch.optim.AdamW(
         [{"params": aligner.adaptor.parameters(), "top": args.rate}, {"params": alone, "top": args.head_rate}],
@@ -101,7 +107,7 @@ def main() -> None:
         )
         paths = [args.work / "features" / f"{name}.npz" for name in args.sets]
         record = {"step": step, "minutes": round(clock.seconds() / 60, 1), "hours": round(training.hours(), 1), "losses": mean}
-        record |= evaluate(aligner, pieces, [p for p in paths if p.exists()])
+        record |= evaluate(aligner, pieces, [p for p in paths if p.exists()], teacher, words=args.ctc > 0)
         common.append_json(log, record)
         tqdm.write(json.dumps(record))
 
@@ -117,7 +123,7 @@ def main() -> None:
             targets = [pieces.target(f) for f in facts] if args.ctc else None
             ctc, felt, size, heard, lengths = aligner.losses(frames, lengths, facts, targets, args.drop)
             alike = torch.zeros(())
-            if args.teacher:
+            if teacher:
                 with torch.no_grad():
                     taught = teacher(collate(batch, full=True)[0])
                 alike = aligner.likeness(heard, taught, lengths)
@@ -128,7 +134,7 @@ def main() -> None:
             step += 1
             now = [round(v.item(), 3) for v in (ctc, felt, size, alike)]
             mean = [round(0.97 * a + 0.03 * b, 3) for a, b in zip(mean, now)] if mean else now
-            bar.set_postfix(ctc=mean[0], percepts=mean[1], hours=f"{training.hours():.1f}", refresh=False)
+            bar.set_postfix(ctc=mean[0], percepts=mean[1], alike=mean[3], hours=f"{training.hours():.1f}", refresh=False)
             bar.update()
             if clock.seconds() > due:
                 save()

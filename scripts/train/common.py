@@ -57,7 +57,7 @@ class Clock:
         return self.spent + time.time() - self.begun - self.pause.slept
 
 
-def schedule(step: int, steps: int, warm: int) -> float:
+def schedule(step: float, steps: int, warm: int) -> float:
     """Share of the peak learning rate: a linear start, then constant, then a straight line to zero over the last third.
     Counted in steps, so that a slow or shared machine trains the same model; while it is constant, a run that
     is resumed may be given another end."""

@@ -32,19 +32,24 @@ def read_features(path: Path) -> list[Example]:
         return [Example(f, fact) for f, fact in zip(features.split(shard["lengths"].tolist()), facts)]
 
 
+def read_pairs(path: Path) -> list[Example]:
+    """The clips of a `.block.npz`, each with what full attention makes of it."""
+    full = read_features(path.with_name(path.name.replace(".block", ".full")))
+    return [Example(b.features, b.facts, f.features) for b, f in zip(read_features(path), full)]
+
+
 class Training:
     """All training shards encoded so far; `refresh` takes in those that have come since."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.seen, self.examples = folder, set(), []
+    def __init__(self, folder: Path, pairs: bool = False):
+        self.folder, self.read, self.seen, self.examples = folder, read_pairs if pairs else read_features, set(), []
         self.refresh()
 
     def refresh(self) -> None:
         for path in sorted(self.folder.glob("train-*.block.npz")):
             if path not in self.seen:
                 self.seen.add(path)
-                full = read_features(path.with_name(path.name.replace(".block", ".full")))
-                self.examples += [Example(b.features, b.facts, f.features) for b, f in zip(read_features(path), full)]
+                self.examples += self.read(path)
 
     def hours(self) -> float:
         return sum(len(e.features) for e in self.examples) / 25 / 3600

@@ -25,7 +25,7 @@ from .measure import plain
 from .tasks import BEGIN, END, REST, TRANSCRIBE, heard, percepts
 from .whisper import FULL, Form, Whisper, log_mel
 
-BATCH = 10
+BATCH = 30
 
 
 def unlooped(text: str) -> str:
@@ -51,15 +51,14 @@ class Listener:
     """A checkpoint folder (adaptor.safetensors, lora.safetensors) over the frozen decoder."""
 
     def __init__(self, folder, work, pause: common.Pause):
-        low_rank, adaptor = load_file(folder / "lora.safetensors"), load_file(folder / "adaptor.safetensors")
+        low_rank = load_file(folder / "lora.safetensors")
         settings = folder / "train.json"
         scale = json.loads(settings.read_text())["lora"]["scale"] if settings.exists() else 2.0
         targets = sorted({name.split(".")[4].removesuffix("_proj") for name in low_rank})
         rank = next(t.shape[0] for n, t in low_rank.items() if ".lora_A" in n)
         self.decoder = Decoder(Weights(work), targets, rank, scale)
         self.decoder.load_low_rank(low_rank)
-        self.adaptor = Adaptor()
-        self.adaptor.load_state_dict({n.removeprefix("adapter."): t.float() for n, t in adaptor.items()})
+        self.adaptor = Adaptor().load(folder / "adaptor.safetensors")
         self.tokenizer, self.pause = Tokenizer.from_file(str(work / "tokenizer.json")), pause
 
     @torch.no_grad()

@@ -2,15 +2,20 @@
 
 Each clip's sound stands once in the packed row and every task on it is a branch. The alignment losses go on
 beside, on a batch of other clips that costs little as the decoder does not run on it: the adaptor keeps the words,
-and the percepts that the decoder does not yet ask for. Resumes from its checkpoint.
+and the percepts that the decoder does not yet ask for. Resumes from its checkpoint, which SIGTERM writes too.
 
-    python -m scripts.train.instruct --steps 2000 [--from-lora lora.safetensors]
+    python -m scripts.train.instruct --steps 2000 [--from adaptor.safetensors --from-lora lora.safetensors]
+
+With --workers N, N such processes average their gradients: on a shared machine single threads of one process would
+wait for one another at every product, whole processes only once a step.
 """
 
 import json
 import random
+import signal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -76,8 +81,8 @@ class Pack:
         return (losses * weights).sum() / weights.sum()
 
 
-def packs(training: Training, rng: random.Random, tokens: int):
-    """Endless packs of (examples, their systems and branches), at most about `tokens` long."""
+def packs(training: Training, rng: random.Random, tokens: int, longest: float):
+    """Endless packs of (examples, their systems and branches), at most about `tokens` long, of clips up to `longest` seconds."""
     while True:
         training.refresh()
         order = list(training.examples)
@@ -85,7 +90,7 @@ def packs(training: Training, rng: random.Random, tokens: int):
         batch, size = [], 0
         for example in order:
             system, tasks = branches(example.facts, rng)
-            if len(example.features) > 25 * 20 or not tasks:
+            if len(example.features) > 25 * longest or not tasks:
                 continue
             length = len(example.features) // 2 + sum(20 + sum(len(t) for t, _ in task.target) // 4 for task in tasks)
             if batch and size + length > tokens:
@@ -101,6 +106,14 @@ def beside(training: Training, rng: random.Random, frames: int):
         yield from training.batches(frames, rng)
 
 
+def average(tensors: list) -> None:
+    """Averages over all workers, in place."""
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat)
+    for tensor, part in zip(tensors, (flat / dist.get_world_size()).split([t.numel() for t in tensors])):
+        tensor.copy_(part.view_as(tensor))
+
+
 def head_rows(decoder: Decoder, common_ids: int = 40_000) -> tuple[torch.Tensor, torch.Tensor]:
     """The commonest tokens (lowest ids in byte-pair order) and the special ones; others map to row 0."""
     vocabulary = len(decoder.head)
@@ -113,27 +126,40 @@ def head_rows(decoder: Decoder, common_ids: int = 40_000) -> tuple[torch.Tensor,
 def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000, help="length of the learning rate's schedule")
+    parser.add_argument("--minutes", type=float, help="end by this clock, if it is earlier")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--scale", type=float, default=2.0, help="of the low-rank product: alpha / rank")
     parser.add_argument("--targets", nargs="*", default=list("qkvo"), help="of q k v o gate up down")
     parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate of the low-rank updates")
     parser.add_argument("--adaptor-rate", type=float, default=1e-4)
     parser.add_argument("--tokens", type=int, default=600, help="length of a packed row")
-    parser.add_argument("--align", type=float, default=0.2, help="weight of the alignment losses")
-    parser.add_argument("--percepts", type=float, default=0.5, help="weight of the percepts among them")
+    parser.add_argument("--ctc", type=float, default=0.2, help="weight of the words among the alignment losses; 0 for an adaptor that came without classes")
+    parser.add_argument("--percepts", type=float, default=0.1, help="weight of the percepts among them")
+    parser.add_argument("--longest", type=float, default=20, help="seconds of a clip")
+    parser.add_argument("--worker", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--beside", type=int, default=1600, help="25 Hz frames a batch that the alignment losses are taken on")
+    parser.add_argument("--from", dest="begin", type=common.Path, help="adaptor.safetensors to start from, instead of align.pt")
     parser.add_argument("--from-lora", type=common.Path, help="lora.safetensors to start from")
     parser.add_argument("--every", type=float, default=6, help="minutes between checkpoints")
     args = parser.parse_args()
     common.start(args)
+    if args.workers > 1:
+        meeting = args.work / "workers"
+        dist.init_process_group("gloo", f"file://{meeting.resolve()}", rank=args.worker, world_size=args.workers)
     checkpoint, log = args.work / "instruct.pt", args.work / "instruct.jsonl"
     pause, weights = common.Pause(args.pause_file), Weights(args.work)
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
-    begin = torch.load(args.work / "align.pt")
-    pieces = Pieces(tokenizer, begin["texts"])
+    training = Training(args.work / "features")
+    begin = None if args.begin else torch.load(args.work / "align.pt")
+    texts = begin["texts"] if begin else [e.facts["text"] for e in training.examples]
+    pieces = Pieces(tokenizer, texts)
     decoder = Decoder(weights, args.targets, args.rank, args.scale)
     aligner = Aligner(pieces, decoder.embeddings)
-    aligner.load_state_dict(begin["aligner"])
+    if begin:
+        aligner.load_state_dict(begin["aligner"])
+    else:
+        aligner.begin(args.begin, training.batches(args.beside, random.Random(args.seed))[0])
     if args.from_lora:
         decoder.load_low_rank(load_file(args.from_lora))
     updates = list(decoder.parameters())
@@ -146,26 +172,35 @@ def main() -> None:
         aligner.load_state_dict(state["aligner"])
         decoder.load_low_rank(state["low_rank"])
         optimizer.load_state_dict(state["optimizer"])
+        for group, top in zip(optimizer.param_groups, (args.rate, args.adaptor_rate)):
+            group["top"] = top
         step, clips, spent = state["step"], state["clips"], state["spent"]
     head, classes = head_rows(decoder)
-    training, rng = Training(args.work / "features"), random.Random(args.seed + step)
+    rng = random.Random(args.seed + step + 1_000_003 * args.worker)
+    torch.manual_seed(rng.randrange(2**31))
     side = beside(training, rng, args.beside)
     clock, mean = common.Clock(pause, spent), None
     due = clock.seconds() + 60 * args.every
+    learnt = [*updates, *aligner.parameters()]
+    stopped, late = [], 0.0
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
 
     def save() -> None:
+        if args.worker:
+            return
         state = {"aligner": aligner.state_dict(), "low_rank": {n: p.detach().clone() for n, p in decoder.low_rank().items()}}
-        state |= {"optimizer": optimizer.state_dict(), "step": step, "clips": clips, "spent": clock.seconds(), "texts": begin["texts"]}
+        state |= {"optimizer": optimizer.state_dict(), "step": step, "clips": clips, "spent": clock.seconds(), "texts": texts}
         common.save_atomically(state, checkpoint)
         common.append_json(log, {"step": step, "clips": clips, "minutes": round(clock.seconds() / 60, 1), "hours": round(training.hours(), 1), "losses": mean})
 
     bar = tqdm(total=args.steps, initial=step)
-    for batch in packs(training, rng, args.tokens):
-        if step >= args.steps:
+    for batch in packs(training, rng, args.tokens, args.longest):
+        done = max(step, late * args.steps)
+        if done >= args.steps:
             break
         pause.wait()
         for group in optimizer.param_groups:
-            group["lr"] = group["top"] * common.schedule(step, args.steps, warm=20)
+            group["lr"] = group["top"] * common.schedule(done, args.steps, warm=10)
         examples: list[Example] = [example for example, _, _ in batch]
         frames, lengths = collate(examples)
         sounds, lengths = aligner.adaptor(F.dropout(frames, 0.05)), (lengths + 1) // 2
@@ -175,12 +210,17 @@ def main() -> None:
         said = pack.loss(decoder, head, classes)
         others = next(side)
         facts = [e.facts for e in others]
-        ctc, felt, size, _, _ = aligner.losses(*collate(others), facts, [pieces.target(f) for f in facts], drop=0.05)
-        optimizer.zero_grad()
-        (said + args.align * (ctc + args.percepts * felt) + 0.02 * size).backward()
-        torch.nn.utils.clip_grad_norm_([*updates, *aligner.parameters()], 1.0)
+        targets = [pieces.target(f) for f in facts] if args.ctc else None
+        ctc, felt, size, _, _ = aligner.losses(*collate(others), facts, targets, drop=0.05)
+        for parameter in learnt:  # all of them in every worker, whatever its clips could teach
+            parameter.grad = torch.zeros_like(parameter)
+        (said + args.ctc * ctc + args.percepts * felt + 0.02 * size).backward()
+        end = torch.tensor([float(bool(stopped)), clock.seconds() / 60 / args.minutes if args.minutes else 0.0])
+        if args.workers > 1:
+            average([p.grad for p in learnt] + [end])
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
-        step, clips = step + 1, clips + len(batch)
+        step, clips = step + 1, clips + len(batch) * args.workers
         now = [round(v.item(), 3) for v in (said, ctc, felt)]
         mean = [round(0.95 * a + 0.05 * b, 3) for a, b in zip(mean, now)] if mean else now
         bar.set_postfix(clips=clips, said=mean[0], ctc=mean[1], percepts=mean[2], refresh=False)
@@ -188,6 +228,9 @@ def main() -> None:
         if clock.seconds() > due:
             save()
             due = clock.seconds() + 60 * args.every
+        late = end[1].item()
+        if end[0] > 0:
+            break
     save()
     print(json.dumps({"step": step, "clips": clips, "losses": mean}))
 
