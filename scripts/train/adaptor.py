@@ -134,8 +134,8 @@ class Aligner(nn.Module):
         frames, lengths = collate(batch)
         heard, lengths = self.adaptor(frames), (lengths + 1) // 2
         inside = torch.arange(heard.shape[1])[None] < lengths[:, None]
-        size = (heard[inside] ** 2).sum(-1).mean()
-        self.bound.fill_(max(self.bound.item(), 2 * size.item()))
+        size = (heard[inside] ** 2).sum(-1).median()
+        self.bound.fill_(max(self.bound.item(), 4 * size.item()))
         for scale in [self.scale, *(p[0] for p in self.percepts.values())]:
             scale.copy_((12 / (size * self.size).sqrt()).log())
 
@@ -148,15 +148,8 @@ class Aligner(nn.Module):
         parameters = self.percepts[name]
         return F.linear(mean, self.words[name]) * parameters[0].exp() + parameters[1:]
 
-    @staticmethod
-    def likeness(heard: torch.Tensor, taught: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Squared distance from a teacher's embeddings, as a share of their own variance."""
-        inside = torch.arange(heard.shape[1])[None] < lengths[:, None]
-        heard, taught = heard[inside], taught[inside]
-        return ((heard - taught) ** 2).sum(-1).mean() / ((taught - taught.mean(0)) ** 2).sum(-1).mean()
-
     def losses(self, frames: torch.Tensor, lengths: torch.Tensor, facts: list[dict], targets: list[list[int]] | None, drop: float):
-        """CTC (0 without targets), percepts, and a bound on the size of embeddings; and the embeddings with their lengths."""
+        """CTC (0 without targets), percepts, and a bound on the size of embeddings."""
         heard, lengths = self.adaptor(F.dropout(frames, drop, self.training)), (lengths + 1) // 2
         ctc = torch.zeros(())
         if targets is not None:
@@ -176,5 +169,5 @@ class Aligner(nn.Module):
                     labels.append(list(values).index(value))
             if rows:
                 felt = felt + F.cross_entropy(self.percept_scores(mean[rows], name), torch.tensor(labels), reduction="sum") / len(facts)
-        size = (F.relu((heard**2).sum(-1) - self.bound) / self.size)[inside[..., 0]].mean()
-        return ctc, felt, size, heard, lengths
+        size = F.relu(((heard**2).sum(-1) / self.bound).clamp(min=1e-6).log())[inside[..., 0]].mean()  # a logarithm, lest few outliers rule the gradient
+        return ctc, felt, size

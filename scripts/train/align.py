@@ -3,11 +3,7 @@
 The decoder does not run, so this is the cheapest hour of training there is. Takes in new shards as
 `encode` writes them. Resumes from its checkpoint.
 
-With --teacher WEIGHT the adaptor that it starts from teaches: what that one made of the sound heard with full
-attention is what the new one is to make of the sound heard in blocks, so that a decoder that knows the old one
-understands the new one. No decoder has to run for that either.
-
-    python -m scripts.train.align --steps 4000 [--from adaptor.safetensors [--teacher 10]]
+    python -m scripts.train.align --steps 4000 [--from adaptor.safetensors]
 
 With --rate 0 only blank, scales and percepts are learnt, for `instruct` to go on from an adaptor that came without them.
 """
@@ -21,29 +17,27 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import common
-from .adaptor import PERCEPTS, Adaptor, Aligner, Pieces, percept
-from .dataset import Training, collate, read_features, read_pairs
+from .adaptor import PERCEPTS, Aligner, Pieces, percept
+from .dataset import Training, collate, read_features
 from .decoder import Weights
 from .measure import plain
 
 
 @torch.no_grad()
-def evaluate(aligner: Aligner, pieces: Pieces, paths: list, teacher: Adaptor | None, words: bool) -> dict:
-    """Greedy word errors where words are trained, accuracy per percept, and distance from a teacher, of each held-out set."""
+def evaluate(aligner: Aligner, pieces: Pieces, paths: list) -> dict:
+    """Greedy word errors, and accuracy per percept, of each held-out set."""
     aligner.eval()
     result = {}
     for path in paths:
-        examples = read_pairs(path) if teacher else read_features(path)
-        said, heard, right, asked, apart = [], [], {}, {}, []
+        examples = read_features(path)
+        said, heard, right, asked = [], [], {}, {}
         for start in range(0, len(examples), 8):
             batch = examples[start : start + 8]
             frames, lengths = collate(batch)
             out, lengths = aligner.adaptor(frames), (lengths + 1) // 2
-            if teacher:
-                apart.append(aligner.likeness(out, teacher(collate(batch, full=True)[0]), lengths).item())
             for row, example in enumerate(batch):
                 mine = out[row, : lengths[row]]
-                if words and example.facts["text"]:
+                if example.facts["text"]:
                     said.append(plain(example.facts["text"]))
                     heard.append(pieces.text(aligner.scores(mine).argmax(-1).tolist())[0])
                 for name, values in PERCEPTS.items():
@@ -52,9 +46,7 @@ def evaluate(aligner: Aligner, pieces: Pieces, paths: list, teacher: Adaptor | N
                         guess = int(aligner.percept_scores(mine.mean(0), name).argmax())
                         asked[name] = asked.get(name, 0) + 1
                         right[name] = right.get(name, 0) + (guess == list(values).index(value))
-        found = {"wer": round(100 * jiwer.wer(said, heard), 1)} if words else {}
-        found |= {"from teacher": round(sum(apart) / len(apart), 4)} if teacher else {}
-        result[path.stem] = found | {n: round(100 * right[n] / asked[n]) for n in asked}
+        result[path.stem] = {"wer": round(100 * jiwer.wer(said, heard), 1)} | {n: round(100 * right[n] / asked[n]) for n in asked}
     aligner.train()
     return result
 
@@ -68,17 +60,13 @@ def main() -> None:
     parser.add_argument("--drop", type=float, default=0.1, help="share of the encoder's values left out")
     parser.add_argument("--percepts", type=float, default=0.25, help="weight of the percept loss")
     parser.add_argument("--from", dest="begin", type=common.Path, help="adaptor.safetensors to start from")
-    parser.add_argument("--teacher", type=float, default=0, help="weight of the likeness to the adaptor that it starts from")
-    parser.add_argument("--ctc", type=float, default=1.0, help="weight of the words")
     parser.add_argument("--sets", nargs="*", default=["known.block", "unseen.block", "mixed.block"])
     parser.add_argument("--every", type=float, default=6, help="minutes between checkpoints")
     args = parser.parse_args()
     common.start(args)
     checkpoint, log = args.work / "align.pt", args.work / "align.jsonl"
     file, pause = Weights(args.work), common.Pause(args.pause_file)
-    training = Training(args.work / "features", pairs=args.teacher > 0)
-    if args.teacher and not args.begin:
-        parser.error("--teacher needs --from")
+    training = Training(args.work / "features")
     state = torch.load(checkpoint) if checkpoint.exists() else None
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     pieces = Pieces(tokenizer, state["texts"] if state else [e.facts["text"] for e in training.examples])
@@ -86,7 +74,6 @@ def main() -> None:
     aligner = Aligner(pieces, file.tensor("token_embd.weight"))
     if args.begin:
         aligner.begin(args.begin, training.batches(args.frames, random.Random(args.seed))[0])
-    teacher = Adaptor().load(args.begin) if args.teacher else None
     alone = [p for n, p in aligner.named_parameters() if not n.startswith("adaptor")]
     optimizer = torch.optim.AdamW(
         [{"params": aligner.adaptor.parameters(), "top": args.rate}, {"params": alone, "top": args.head_rate}],
@@ -107,7 +94,7 @@ def main() -> None:
         )
         paths = [args.work / "features" / f"{name}.npz" for name in args.sets]
         record = {"step": step, "minutes": round(clock.seconds() / 60, 1), "hours": round(training.hours(), 1), "losses": mean}
-        record |= evaluate(aligner, pieces, [p for p in paths if p.exists()], teacher, words=args.ctc > 0)
+        record |= evaluate(aligner, pieces, [p for p in paths if p.exists()])
         common.append_json(log, record)
         tqdm.write(json.dumps(record))
 
@@ -120,21 +107,15 @@ def main() -> None:
                 group["lr"] = group["top"] * common.schedule(step, args.steps, warm=100)
             frames, lengths = collate(batch)
             facts = [e.facts for e in batch]
-            targets = [pieces.target(f) for f in facts] if args.ctc else None
-            ctc, felt, size, heard, lengths = aligner.losses(frames, lengths, facts, targets, args.drop)
-            alike = torch.zeros(())
-            if teacher:
-                with torch.no_grad():
-                    taught = teacher(collate(batch, full=True)[0])
-                alike = aligner.likeness(heard, taught, lengths)
+            ctc, felt, size = aligner.losses(frames, lengths, facts, [pieces.target(f) for f in facts], args.drop)
             optimizer.zero_grad()
-            (args.ctc * ctc + args.percepts * felt + 0.02 * size + args.teacher * alike).backward()
+            (ctc + args.percepts * felt + 0.02 * size).backward()
             torch.nn.utils.clip_grad_norm_(aligner.parameters(), 1.0)
             optimizer.step()
             step += 1
-            now = [round(v.item(), 3) for v in (ctc, felt, size, alike)]
+            now = [round(v.item(), 3) for v in (ctc, felt, size)]
             mean = [round(0.97 * a + 0.03 * b, 3) for a, b in zip(mean, now)] if mean else now
-            bar.set_postfix(ctc=mean[0], percepts=mean[1], alike=mean[3], hours=f"{training.hours():.1f}", refresh=False)
+            bar.set_postfix(ctc=mean[0], percepts=mean[1], hours=f"{training.hours():.1f}", refresh=False)
             bar.update()
             if clock.seconds() > due:
                 save()

@@ -11,11 +11,10 @@ import torch
 
 @dataclass
 class Example:
-    """One clip as the adaptor sees it: 25 Hz features (f16) in blocks, what is true of it, and the same with full attention."""
+    """One clip as the adaptor sees it: 25 Hz features (f16) and what is true of it."""
 
     features: torch.Tensor
     facts: dict
-    full: torch.Tensor | None = None
 
 
 def read_clips(path: Path) -> list[tuple[np.ndarray, dict]]:
@@ -32,24 +31,18 @@ def read_features(path: Path) -> list[Example]:
         return [Example(f, fact) for f, fact in zip(features.split(shard["lengths"].tolist()), facts)]
 
 
-def read_pairs(path: Path) -> list[Example]:
-    """The clips of a `.block.npz`, each with what full attention makes of it."""
-    full = read_features(path.with_name(path.name.replace(".block", ".full")))
-    return [Example(b.features, b.facts, f.features) for b, f in zip(read_features(path), full)]
-
-
 class Training:
     """All training shards encoded so far; `refresh` takes in those that have come since."""
 
-    def __init__(self, folder: Path, pairs: bool = False):
-        self.folder, self.read, self.seen, self.examples = folder, read_pairs if pairs else read_features, set(), []
+    def __init__(self, folder: Path):
+        self.folder, self.seen, self.examples = folder, set(), []
         self.refresh()
 
     def refresh(self) -> None:
         for path in sorted(self.folder.glob("train-*.block.npz")):
             if path not in self.seen:
                 self.seen.add(path)
-                self.examples += self.read(path)
+                self.examples += read_features(path)
 
     def hours(self) -> float:
         return sum(len(e.features) for e in self.examples) / 25 / 3600
@@ -69,11 +62,10 @@ class Training:
         return batches
 
 
-def collate(examples: list[Example], full: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Zero-padded f32 frames, in blocks or `full`, and lengths. Zeros past the end keep a clip independent of its neighbours."""
-    clips = [e.full if full else e.features for e in examples]
-    lengths = torch.tensor([len(c) for c in clips])
-    frames = torch.zeros(len(clips), int(lengths.max()), 512)
-    for row, clip in zip(frames, clips):
-        row[: len(clip)] = clip
+def collate(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zero-padded f32 frames and lengths. Zeros past the end keep a clip independent of its neighbours."""
+    lengths = torch.tensor([len(e.features) for e in examples])
+    frames = torch.zeros(len(examples), int(lengths.max()), 512)
+    for row, example in zip(frames, examples):
+        row[: len(example.features)] = example.features
     return frames, lengths

@@ -1,7 +1,6 @@
 """Stage encode: clips to the frozen encoder's 25 Hz features, once.
 
-Every clip is encoded in blocks, as a live stream must be heard, and with --full also with full attention, which
-`align --teacher` learns from. Runs beside `data`: with --follow it waits for shards still to come.
+Every clip is encoded in blocks, as a live stream must be heard. Runs beside `data`: with --follow it waits for shards still to come.
 
     python -m scripts.train.encode --whisper model.bin --block 2 --left 8
 """
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from . import common
 from .dataset import read_clips
-from .whisper import FULL, Form, Whisper, log_mel
+from .whisper import Form, Whisper, log_mel
 
 BATCH_SECONDS = 40
 
@@ -50,7 +49,6 @@ def main() -> None:
     parser.add_argument("--block", type=float, default=2.0, help="seconds")
     parser.add_argument("--left", type=float, default=8.0, help="seconds of left context, negative for all")
     parser.add_argument("--peak", type=float, default=1.5, help="constant log10-mel maximum")
-    parser.add_argument("--full", action="store_true", help="with full attention too")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--follow", type=float, default=0, help="minutes to go on waiting for new shards")
@@ -58,18 +56,17 @@ def main() -> None:
     common.start(args)
     pause, whisper = common.Pause(args.pause_file), Whisper(args.whisper, common.product_type())
     block = Form(args.block, None if args.left < 0 else args.left, args.peak)
-    forms = [*([("full", FULL)] if args.full else []), ("block", block)]
     folder, until = args.work / "features", time.time() + 60 * args.follow
     folder.mkdir(exist_ok=True)
     while True:
         waiting = []
         for source in sorted((args.work / "clips").glob("*-[0-9]*[0-9].npz"), key=lambda p: p.stem.startswith("train")):
             stem = source.stem if source.stem.startswith("train") else source.stem[:-5]
-            waiting += [(source, folder / f"{stem}.{name}.npz", form) for name, form in forms]
+            waiting.append((source, folder / f"{stem}.block.npz"))
         waiting = [w for w in waiting if crc32(w[0].name.encode()) % args.workers == args.worker and not w[1].exists()]
-        for source, target, form in tqdm(waiting, desc="shards", disable=not waiting):
+        for source, target in tqdm(waiting, desc="shards", disable=not waiting):
             pause.wait()
-            encode_shard(whisper, source, target, form)
+            encode_shard(whisper, source, target, block)
         if time.time() > until:
             return
         time.sleep(10)

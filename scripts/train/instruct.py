@@ -27,6 +27,8 @@ from .dataset import Example, Training, collate
 from .decoder import Decoder, Span, Weights
 from .tasks import BEGIN, END, REST, SYSTEM, branches
 
+COMMON, SPECIAL = 40_000, torch.arange(151_643, 151_665)
+
 
 class Pack:
     """Builds one row out of clips and their branches, with the masks that keep them apart."""
@@ -72,11 +74,13 @@ class Pack:
             made.append(Span(start, end, (p[None] <= p[:, None]) & ((b[None] == 0) | (b[None] == b[:, None]))))
         return made
 
-    def loss(self, decoder: Decoder, head: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """Weighted cross entropy over the targets. `head` holds the rows of the output matrix that
-        `classes` (token id to row) maps to: the tokens ever wanted and the commonest others."""
+    def loss(self, decoder: Decoder) -> torch.Tensor:
+        """Weighted cross entropy over the targets, against the commonest tokens (lowest ids in byte-pair order), the
+        special ones, and every other that this pack wants: a fifth of the output matrix."""
         hidden = decoder(torch.cat(self.parts)[None], torch.tensor(self.place)[None], self.spans())[0]
-        losses = F.cross_entropy(decoder.scores(hidden[self.rows], head), classes[torch.tensor(self.labels)], reduction="none")
+        wanted = torch.tensor(self.labels)
+        kept = torch.cat([torch.arange(COMMON), SPECIAL, wanted]).unique()
+        losses = F.cross_entropy(decoder.scores(hidden[self.rows], decoder.head[kept]), torch.searchsorted(kept, wanted), reduction="none")
         weights = torch.tensor(self.weights)
         return (losses * weights).sum() / weights.sum()
 
@@ -114,15 +118,6 @@ def average(tensors: list) -> None:
         tensor.copy_(part.view_as(tensor))
 
 
-def head_rows(decoder: Decoder, common_ids: int = 40_000) -> tuple[torch.Tensor, torch.Tensor]:
-    """The commonest tokens (lowest ids in byte-pair order) and the special ones; others map to row 0."""
-    vocabulary = len(decoder.head)
-    kept = torch.cat([torch.arange(common_ids), torch.arange(151_643, min(151_665, vocabulary))])
-    classes = torch.zeros(vocabulary, dtype=torch.long)
-    classes[kept] = torch.arange(len(kept))
-    return decoder.head[kept], classes
-
-
 def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=2000, help="length of the learning rate's schedule")
@@ -138,6 +133,7 @@ def main() -> None:
     parser.add_argument("--longest", type=float, default=20, help="seconds of a clip")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--port", type=int, default=29_500, help="where workers meet")
     parser.add_argument("--beside", type=int, default=1600, help="25 Hz frames a batch that the alignment losses are taken on")
     parser.add_argument("--from", dest="begin", type=common.Path, help="adaptor.safetensors to start from, instead of align.pt")
     parser.add_argument("--from-lora", type=common.Path, help="lora.safetensors to start from")
@@ -145,13 +141,13 @@ def main() -> None:
     args = parser.parse_args()
     common.start(args)
     if args.workers > 1:
-        meeting = args.work / "workers"
-        dist.init_process_group("gloo", f"file://{meeting.resolve()}", rank=args.worker, world_size=args.workers)
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{args.port}", rank=args.worker, world_size=args.workers)
     checkpoint, log = args.work / "instruct.pt", args.work / "instruct.jsonl"
     pause, weights = common.Pause(args.pause_file), Weights(args.work)
     tokenizer = Tokenizer.from_file(str(args.work / "tokenizer.json"))
     training = Training(args.work / "features")
-    begin = None if args.begin else torch.load(args.work / "align.pt")
+    state = torch.load(checkpoint) if checkpoint.exists() else None
+    begin = state or (None if args.begin else torch.load(args.work / "align.pt"))
     texts = begin["texts"] if begin else [e.facts["text"] for e in training.examples]
     pieces = Pieces(tokenizer, texts)
     decoder = Decoder(weights, args.targets, args.rank, args.scale)
@@ -160,22 +156,18 @@ def main() -> None:
         aligner.load_state_dict(begin["aligner"])
     else:
         aligner.begin(args.begin, training.batches(args.beside, random.Random(args.seed))[0])
-    if args.from_lora:
-        decoder.load_low_rank(load_file(args.from_lora))
+    if state or args.from_lora:
+        decoder.load_low_rank(state["low_rank"] if state else load_file(args.from_lora))
     updates = list(decoder.parameters())
     optimizer = torch.optim.AdamW(
         [{"params": updates, "top": args.rate}, {"params": aligner.parameters(), "top": args.adaptor_rate}], betas=(0.9, 0.98), weight_decay=0.0
     )
     step, clips, spent = 0, 0, 0.0
-    if checkpoint.exists():
-        state = torch.load(checkpoint)
-        aligner.load_state_dict(state["aligner"])
-        decoder.load_low_rank(state["low_rank"])
+    if state:
         optimizer.load_state_dict(state["optimizer"])
         for group, top in zip(optimizer.param_groups, (args.rate, args.adaptor_rate)):
             group["top"] = top
         step, clips, spent = state["step"], state["clips"], state["spent"]
-    head, classes = head_rows(decoder)
     rng = random.Random(args.seed + step + 1_000_003 * args.worker)
     torch.manual_seed(rng.randrange(2**31))
     side = beside(training, rng, args.beside)
@@ -207,11 +199,11 @@ def main() -> None:
         pack = Pack(tokenizer, decoder.embeddings)
         for sound, length, (_, system, tasks) in zip(sounds, lengths, batch):
             pack.add(sound[:length], system, tasks)
-        said = pack.loss(decoder, head, classes)
+        said = pack.loss(decoder)
         others = next(side)
         facts = [e.facts for e in others]
         targets = [pieces.target(f) for f in facts] if args.ctc else None
-        ctc, felt, size, _, _ = aligner.losses(*collate(others), facts, targets, drop=0.05)
+        ctc, felt, size = aligner.losses(*collate(others), facts, targets, drop=0.05)
         for parameter in learnt:  # all of them in every worker, whatever its clips could teach
             parameter.grad = torch.zeros_like(parameter)
         (said + args.ctc * ctc + args.percepts * felt + 0.02 * size).backward()
