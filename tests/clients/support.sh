@@ -2,10 +2,18 @@
 
 cache="${HEARKEN_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/hearken}/clients"
 
+# alone NAME: waits until no other run of these scripts is bringing this client; the lock goes with the script.
+alone() {
+    mkdir -p "$cache"
+    exec 9>"$cache/$1.lock"
+    ! command -v flock >/dev/null || flock 9
+}
+
 # python NAME: a Python of its own with what requirements.txt pins, made anew when that changes; sets $python.
 python() {
     local home="$cache/$1"
     python="$home/bin/python"
+    alone "$1"
     cmp -s requirements.txt "$home/requirements.txt" && return
     rm -rf "$home"
     python3 -m venv "$home"
@@ -35,6 +43,7 @@ node_project() {
     . ../../../scripts/tools.sh
     need_node || return 1
     local home="$cache/$1"
+    alone "$1"
     if ! cmp -s package-lock.json "$home/installed"; then
         rm -rf "$home"
         mkdir -p "$home"
