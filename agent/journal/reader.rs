@@ -80,18 +80,8 @@ impl Journal {
                 format!("%{escaped}%")
             });
             let mut query = connection.prepare_cached(sql)?;
-            let rows = query.query_map((tenant.0 as i64, search.after, search.kind, pattern, search.limit), |row| {
-                Ok(Head {
-                    id: row.get(0)?,
-                    object: "conversation",
-                    kind: row.get(1)?,
-                    model: row.get(2)?,
-                    title: row.get(3)?,
-                    created_ms: row.get(4)?,
-                    updated_ms: row.get(5)?,
-                })
-            })?;
-            rows.collect()
+            let values = (tenant.0 as i64, search.after, search.kind, pattern, search.limit);
+            query.query_map(values, Head::read)?.collect()
         })
         .await
     }
@@ -116,9 +106,7 @@ impl Journal {
         id: &str,
         after: u64,
     ) -> Result<Option<Vec<(u64, String)>>, JournalError> {
-        let id = id.to_owned();
-        let rows = self.read(move |connection| rows(connection, tenant, &id, after, &[Kind::Written])).await?;
-        Ok(rows.map(|rows| rows.into_iter().map(|row| (row.number, row.frame)).collect()))
+        self.frames(tenant, id, after, &[Kind::Written]).await
     }
 
     /// As [`Journal::events`], for somebody who comes back and will be greeted anew.
@@ -131,8 +119,17 @@ impl Journal {
         id: &str,
         after: u64,
     ) -> Result<Option<Vec<(u64, String)>>, JournalError> {
+        self.frames(tenant, id, after, &[Kind::Written, Kind::Greets]).await
+    }
+
+    async fn frames(
+        &self,
+        tenant: Tenant,
+        id: &str,
+        after: u64,
+        without: &'static [Kind],
+    ) -> Result<Option<Vec<(u64, String)>>, JournalError> {
         let id = id.to_owned();
-        let without = &[Kind::Written, Kind::Greets];
         let rows = self.read(move |connection| rows(connection, tenant, &id, after, without)).await?;
         Ok(rows.map(|rows| rows.into_iter().map(|row| (row.number, row.frame)).collect()))
     }
@@ -164,20 +161,24 @@ impl Journal {
     }
 }
 
-fn head(connection: &Connection, tenant: Tenant, id: &str) -> Result<Option<Head>, rusqlite::Error> {
-    let sql = "SELECT kind, model, title, created, updated FROM conversations WHERE id = ?1 AND tenant = ?2";
-    let read = |row: &rusqlite::Row<'_>| {
-        Ok(Head {
-            id: id.to_owned(),
+impl Head {
+    /// Of `id, kind, model, title, created, updated`.
+    fn read(row: &rusqlite::Row<'_>) -> Result<Self, rusqlite::Error> {
+        Ok(Self {
+            id: row.get(0)?,
             object: "conversation",
-            kind: row.get(0)?,
-            model: row.get(1)?,
-            title: row.get(2)?,
-            created_ms: row.get(3)?,
-            updated_ms: row.get(4)?,
+            kind: row.get(1)?,
+            model: row.get(2)?,
+            title: row.get(3)?,
+            created_ms: row.get(4)?,
+            updated_ms: row.get(5)?,
         })
-    };
-    connection.prepare_cached(sql)?.query_row((id, tenant.0 as i64), read).optional()
+    }
+}
+
+fn head(connection: &Connection, tenant: Tenant, id: &str) -> Result<Option<Head>, rusqlite::Error> {
+    let sql = "SELECT id, kind, model, title, created, updated FROM conversations WHERE id = ?1 AND tenant = ?2";
+    connection.prepare_cached(sql)?.query_row((id, tenant.0 as i64), Head::read).optional()
 }
 
 /// Without greetings if these are named; without pieces of finished replies if those are.

@@ -10,19 +10,27 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, O
 
 use crate::harness::{Client, Server, config, serve, soon};
 
-/// A text message in these fragments, a ping between each two.
-async fn send_fragments(client: &mut Client, text: &[u8], cuts: &[usize]) {
+/// A text message in fragments.
+fn fragments(text: &[u8], cuts: &[usize]) -> Vec<Message> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
     cuts.extend([0, text.len()]);
     cuts.sort_unstable();
     let last = cuts.len() - 2;
-    for (n, window) in cuts.windows(2).enumerate() {
+    let fragment = |(n, window): (usize, &[usize])| {
         let data = if n == 0 { Data::Text } else { Data::Continue };
         let piece = text[window[0]..window[1]].to_vec();
-        client.raw(Message::Frame(Frame::message(piece, OpCode::Data(data), n == last))).await;
-        if n < last {
-            client.raw(Message::Ping(vec![n as u8].into())).await;
+        Message::Frame(Frame::message(piece, OpCode::Data(data), n == last))
+    };
+    cuts.windows(2).enumerate().map(fragment).collect()
+}
+
+/// A text message in these fragments, a ping between each two.
+async fn send_fragments(client: &mut Client, text: &[u8], cuts: &[usize]) {
+    for (n, fragment) in fragments(text, cuts).into_iter().enumerate() {
+        if n > 0 {
+            client.raw(Message::Ping(vec![n as u8 - 1].into())).await;
         }
+        client.raw(fragment).await;
     }
 }
 
@@ -58,14 +66,8 @@ proptest! {
             let mut client = server.connect().await;
             let text = [before.as_bytes(), bad, after.as_bytes()].concat();
             // The server may close before the last fragment is there.
-            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
-            cuts.extend([0, text.len()]);
-            cuts.sort_unstable();
-            let last = cuts.len() - 2;
-            for (n, window) in cuts.windows(2).enumerate() {
-                let data = if n == 0 { Data::Text } else { Data::Continue };
-                let piece = text[window[0]..window[1]].to_vec();
-                drop(client.socket.send(Message::Frame(Frame::message(piece, OpCode::Data(data), n == last))).await);
+            for fragment in fragments(&text, &cuts) {
+                drop(client.socket.send(fragment).await);
             }
             assert_eq!(client.close_frame().await.map(|frame| u16::from(frame.code)), Some(1007));
             alive(&server).await;

@@ -184,11 +184,14 @@ impl Live {
         } else {
             Vec::new()
         };
+        let mut to_read = if model.words.is_none() && request.words { prompt::newest_place(&plan.parts) } else { None };
+        let mut outbox = VecDeque::new();
         // An open ear may have had them read to the end.
-        let known: Option<Vec<&str>> =
-            prompt::newest(&plan.parts).map(|name| name.and_then(|name| memory.words(name))).collect();
-        let known = known.map(|words| words.join(" "));
-        let to_read = if model.words.is_none() && request.words { prompt::newest_place(&plan.parts) } else { None };
+        let known = || -> Option<Vec<&str>> { prompt::newest(&plan.parts).map(|name| memory.words(name?)).collect() };
+        if let Some(words) = to_read.and_then(|_| known()) {
+            outbox.push_back(Event::Heard(words.join(" ")));
+            to_read = None;
+        }
         let filling = Filling::new(model, plan.parts, kept, ears, |name| memory.words(name).is_some());
         let mut turn = Self {
             session: request.session,
@@ -197,7 +200,7 @@ impl Live {
             mouth: None,
             events,
             cancel,
-            outbox: VecDeque::new(),
+            outbox,
             filling,
             voice: Voice::new(&request, request.thinking == Thinking::On),
             said,
@@ -220,9 +223,6 @@ impl Live {
             request,
         };
         turn.hear_words();
-        if let Some(words) = known.filter(|_| turn.to_read.take().is_some()) {
-            turn.outbox.push_back(Event::Heard(words));
-        }
         turn
     }
 
@@ -240,9 +240,9 @@ impl Live {
     /// Blocks that it may still take from the pool.
     pub(super) fn promised(&self) -> usize {
         let own = self.mind.sequence.blocks_for(self.most.saturating_sub(self.mind.sequence.len()));
-        // A mouth copies a half-full block and repeats what was said.
         // A reader copies a half-full block, asks, and reads as many tokens as there is sound, and a few.
         let asked = self.to_read.map_or(0, |(_, sound)| (sound + BLOCK).div_ceil(BLOCK) + 2);
+        // A mouth copies a half-full block and repeats what was said.
         own + asked + if self.is_paced() { self.request.max_reply_tokens.div_ceil(BLOCK) + 1 } else { 0 }
     }
 
