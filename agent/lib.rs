@@ -1,11 +1,11 @@
 //! Hearken: a live listening agent. It hears the sound itself, reasons, and streams its reasoning and reply.
 //!
 //! ```text
-//!  browser · program
-//!     | PCM16, G.711 or Opus over a WebSocket; Opus by WebRTC
+//!  browser · phone · program
+//!     | PCM16, G.711 or Opus over a WebSocket; Opus by WebRTC; files over HTTP
 //!     v
-//!  transport   speaks a wire, knows no model          http, websocket, webrtc, auth
-//!     v
+//!  transport   speaks a wire, knows no model          http, websocket, webrtc, telephony, auth
+//!     v        what products ask beyond one session     apps: transcribe, calls
 //!  audio       decode, resample to 16 kHz mono, ring  intake, rtp, jitter, opus, g711, resample, ring, vad, file
 //!     v        of fixed size: the oldest sound is dropped and counted
 //!  session     a machine without clock and sockets    segment, spoken, conversation, turn, commands
