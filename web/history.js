@@ -102,6 +102,7 @@ class HearkenHistory extends HTMLElement {
       if (!confirm(`Delete “${name}” for good?`)) return;
       const answer = await this.ask(`v1/conversations/${id}`, { method: "DELETE" }).catch(() => null);
       if (!answer?.ok) return void (this.#note.textContent = "It could not be deleted.");
+      this.#run++; // A list that is still on its way was asked for while this one existed.
       const next = row.nextElementSibling ?? row.previousElementSibling;
       row.remove();
       (next?.querySelector(".past") ?? this.#search).focus();

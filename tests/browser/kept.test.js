@@ -151,10 +151,19 @@ describe("a conversation", () => {
     await say(page, "And the colour teal?");
     await finishedReply(page, 1);
 
+    // The list comes late: what is deleted before must not come back with it, nor the word of it go.
+    await page.route("**/v1/conversations?*", async (route) => {
+      const answer = await route.fetch();
+      await sleep(1000);
+      await route.fulfill({ response: answer });
+    }, { times: 1 });
     page.once("dialog", (dialog) => dialog.accept());
     await page.getByRole("button", { name: "History" }).press("Enter");
     await page.getByRole("button", { name: "Delete Tell me about the colour mauve." }).press("Enter");
     await page.getByText("Deleted.").waitFor();
+    await sleep(1500);
+    assert.ok(await page.getByText("Deleted.").isVisible());
+    assert.equal(await page.getByRole("button", { name: "Delete Tell me about the colour mauve." }).count(), 0);
     assert.equal((await fetch(`${server.url}v1/conversations/${first}`)).status, 404);
     assert.equal(await page.locator(".turn").count(), 0, "what was deleted is not shown either");
     await page.keyboard.press("Escape");
