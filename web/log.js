@@ -3,7 +3,7 @@
 
 import { endNote, seconds, shortTime, thinkingWords, TIMINGS } from "./words.js";
 
-function element(tag, className, ...children) {
+export function element(tag, className, ...children) {
   const node = document.createElement(tag);
   if (className) node.className = className;
   node.append(...children);
@@ -11,7 +11,7 @@ function element(tag, className, ...children) {
 }
 
 /** Sets text by appending where it only grew: cheaper, and a selection in it survives. */
-function setText(node, text) {
+export function setText(node, text) {
   const first = node.firstChild;
   if (first && node.childNodes.length === 1 && text.startsWith(first.data)) {
     if (text.length > first.data.length) first.appendData(text.slice(first.data.length));

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Calls {
-    /// Calls that are remembered; then the oldest goes.
+    /// Calls that are remembered, and kept in the journal where there is one; then the oldest goes.
     pub kept: usize,
-    /// Hours after which an ended call is forgotten; 0: never.
+    /// Hours after which an ended call is forgotten and deleted from the journal; 0: never.
     pub hours: f32,
     /// The longest call, seconds.
     pub max_seconds: f32,
@@ -26,7 +26,7 @@ impl Default for Calls {
     fn default() -> Self {
         Self {
             kept: 256,
-            hours: 24.0,
+            hours: 720.0,
             max_seconds: 14_400.0,
             notes: true,
             redact: false,

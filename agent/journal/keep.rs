@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use regex::Regex;
+use serde::Serialize;
 use serde_json::Value;
 
 use super::JournalError;
@@ -10,8 +11,9 @@ use super::events::{Kind, kind};
 use crate::config;
 use crate::protocol::openai::ServerEvent;
 
-/// The keys under which frames carry what somebody said or wrote.
-const SAID: [&str; 7] = ["text", "transcript", "delta", "arguments", "output", "instructions", "message"];
+/// The keys under which frames, and parts of calls, carry what somebody said or wrote.
+const SAID: [&str; 10] =
+    ["text", "transcript", "delta", "arguments", "output", "instructions", "message", "words", "reasoning", "summary"];
 /// Stands for what was blotted out.
 const BLOT: &str = "▇";
 
@@ -43,6 +45,15 @@ impl Keep {
         let mut value: Value = serde_json::from_str(frame).ok()?;
         self.blot(&mut value, false);
         Some(value.to_string())
+    }
+
+    /// Something else as it is kept: JSON.
+    pub(super) fn json(&self, what: &impl Serialize) -> String {
+        let mut value = serde_json::to_value(what).expect("what is kept is plain maps with string keys");
+        if !self.words || !self.redact.is_empty() {
+            self.blot(&mut value, false);
+        }
+        value.to_string()
     }
 
     /// A text as it is kept.

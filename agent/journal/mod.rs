@@ -8,9 +8,12 @@
 //! client was told survives the end of this process by any signal. A power cut may cost the last moments, and never the file. Nobody waits
 //! for the journal: a queue that is full or a disk that fails costs the record, counted (`hearken_journal_lost_total`), and not the conversation.
 //!
+//! A call of a phone line or a file is its parts (`calls`), each kept as it becomes known.
+//!
 //! A conversation is its events; everything else is read out of them: [`Past`](crate::protocol::openai::Past) for a session to go on with,
 //! [`Story`] for people.
 
+mod calls;
 mod events;
 mod export;
 mod keep;
@@ -26,6 +29,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 
+pub use calls::KeptCall;
 pub use export::{Form, cues};
 pub use reader::{Head, Search};
 pub use story::{Story, Turn, Who};
@@ -34,6 +38,7 @@ use crate::config;
 use crate::engine::Tenant;
 use crate::metrics::{Metrics, count};
 use crate::protocol::openai::ServerEvent;
+use calls::Then;
 use keep::Keep;
 use writer::Record;
 
@@ -177,6 +182,16 @@ impl Journal {
             count(&self.shared.metrics.journal_lost);
         }
         put
+    }
+
+    /// As [`Journal::put`]; and then, once it is written or cannot be, does something.
+    fn put_then(&self, record: Record, then: Then) {
+        if let Err(full) = self.shared.queue.try_send(Record::Then(Box::new(record), then)) {
+            count(&self.shared.metrics.journal_lost);
+            if let Record::Then(_, then) = full.into_inner() {
+                then();
+            }
+        }
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) struct Row {
 }
 
 impl Journal {
-    fn connection(&self) -> MutexGuard<'_, Connection> {
+    pub(super) fn connection(&self) -> MutexGuard<'_, Connection> {
         // A panic in a reader leaves nothing half done.
         self.shared.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }

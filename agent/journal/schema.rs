@@ -9,7 +9,8 @@ use super::events::Kind;
 use super::{JournalError, PATIENCE};
 
 /// Each brings the file one version on. Never change one that was published: add the next.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE seal (bytes BLOB NOT NULL);
     INSERT INTO seal VALUES (randomblob(32));
     CREATE TABLE conversations (
@@ -36,7 +37,24 @@ const MIGRATIONS: &[&str] = &["
         words TEXT NOT NULL,
         PRIMARY KEY (conversation, item)
     ) WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE calls (
+        id TEXT PRIMARY KEY,
+        tenant INTEGER NOT NULL,
+        created INTEGER NOT NULL, -- milliseconds since 1970
+        updated INTEGER NOT NULL,
+        head TEXT NOT NULL -- JSON
+    ) WITHOUT ROWID;
+    CREATE TABLE call_parts (
+        call TEXT NOT NULL REFERENCES calls ON DELETE CASCADE,
+        kind TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        part TEXT NOT NULL, -- JSON; the newest of its kind and number holds
+        PRIMARY KEY (call, kind, number)
+    ) WITHOUT ROWID;
+",
+];
 
 /// Pieces of replies older than this are not needed any more: whoever was being told them has come back or never will.
 const PIECES_MS: i64 = 3_600_000;
@@ -93,7 +111,7 @@ pub(super) fn seal(connection: &Connection) -> Result<[u8; 32], JournalError> {
     Ok(connection.query_row("SELECT bytes FROM seal", [], |row| row.get(0))?)
 }
 
-/// Deletes what is past its days, what was begun and never used, and pieces of old texts.
+/// Deletes conversations past their days, those begun and never used, and pieces of old texts. Calls have their own limits, which `apps::calls` keeps.
 pub(super) fn sweep(connection: &mut Connection, days: u32, now: i64) -> Result<(), JournalError> {
     let transaction = connection.transaction()?;
     if days > 0 {

@@ -7,8 +7,9 @@ use std::time::Instant;
 use rusqlite::{Connection, Transaction};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::calls::{CallRecord, Then};
 use super::events::{Kind, Words};
-use super::{Opening, now, schema};
+use super::{Opening, calls, now, schema};
 use crate::metrics::Metrics;
 
 /// Records in one transaction, at most.
@@ -32,6 +33,13 @@ pub(super) enum Record {
         words: Option<Words>,
         committed: watch::Sender<u64>,
     },
+    Call(CallRecord),
+    ForgetCall {
+        id: String,
+        done: oneshot::Sender<()>,
+    },
+    /// A record, and what is to be done once it is written or cannot be.
+    Then(Box<Self>, Then),
     /// Tells whether there was such a conversation.
     Delete {
         id: String,
@@ -64,10 +72,17 @@ pub(super) fn start(mut connection: Connection, mut records: mpsc::Receiver<Reco
             }
             for record in batch.drain(..) {
                 match record {
-                    Record::Begin { .. } => {}
+                    Record::Begin { .. } | Record::Call(_) => {}
                     // Kept or not: a client is not left waiting for what a full disk cannot give.
                     Record::Event { number, committed, .. } => drop(committed.send_replace(number)),
                     Record::Delete { id, tenant, done } => drop(done.send(delete(&connection, &id, tenant))),
+                    Record::Then(_, then) => then(),
+                    Record::ForgetCall { id, done } => {
+                        if let Err(error) = calls::forget(&connection, &id) {
+                            tracing::error!(%error, "a call could not be deleted from the journal");
+                        }
+                        let _ = done.send(());
+                    }
                 }
             }
             if now() - swept > SWEEP_MS {
@@ -85,6 +100,8 @@ pub(super) fn start(mut connection: Connection, mut records: mpsc::Receiver<Reco
 fn write(connection: &mut Connection, batch: &[Record]) -> Result<(), rusqlite::Error> {
     let transaction = connection.transaction()?;
     for record in batch {
+        // What comes after is done when all is committed.
+        let record = if let Record::Then(record, _) = record { &**record } else { record };
         match record {
             Record::Begin { at, opening } => begin(&transaction, *at, opening)?,
             Record::Event { id, number, at, kind, frame, words, .. } => {
@@ -98,7 +115,8 @@ fn write(connection: &mut Connection, batch: &[Record]) -> Result<(), rusqlite::
                     note(&transaction, id, *at, words)?;
                 }
             }
-            Record::Delete { .. } => {}
+            Record::Call(record) => calls::write(&transaction, record)?,
+            Record::Delete { .. } | Record::ForgetCall { .. } | Record::Then(..) => {}
         }
     }
     transaction.commit()

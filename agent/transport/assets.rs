@@ -30,6 +30,10 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
         "index.html",
         "app.css",
         "app.js",
+        "call.js",
+        "calls.css",
+        "calls.html",
+        "calls.js",
         "captions.css",
         "captions.html",
         "captions.js",
@@ -43,6 +47,8 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
         "save.js",
         "soundfile.js",
         "speech.js",
+        "sse.js",
+        "timeline.js",
         "words.js",
         "worklet.js",
     ]
@@ -74,6 +80,7 @@ pub(super) fn serve(path: &str, headers: &HeaderMap) -> Option<Response> {
     let name = match path.trim_start_matches('/') {
         "" => "index.html",
         "captions" => "captions.html",
+        "calls" => "calls.html",
         name => name,
     };
     let asset = ASSETS.iter().find(|a| a.name == name)?;

@@ -13,13 +13,13 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::App;
 use super::auth::Access;
 use super::visit::{BODY, Refused, Visit, upload};
-use crate::apps::calls::live::{Opening, Record, Told};
+use crate::apps::calls::live::{Hub, Opening, Record, Told};
 use crate::audio::file::{self, FileError};
 use crate::config::Config;
 use crate::protocol::openai::{ErrorBody, Refusal};
@@ -29,6 +29,8 @@ const ALERTS: usize = 64;
 /// How long the receiver of an alert may take, and how often it is tried.
 const PATIENCE: Duration = Duration::from_secs(10);
 const TRIES: u32 = 3;
+/// How often calls are looked for that are past their time.
+const TIDY: Duration = Duration::from_secs(600);
 
 /// A form's fields beside the file: what the two channels are called.
 struct Names([String; 2]);
@@ -105,7 +107,27 @@ pub(super) async fn create(
 
 pub(super) async fn list(State(app): State<Arc<App>>, Extension(access): Extension<Access>) -> Json<Value> {
     let data: Vec<Value> = app.hub.list(access.tenant).iter().map(|record| record.show_short()).collect();
-    Json(json!({"object": "list", "data": data}))
+    Json(json!({"object": "list", "data": data, "settings": settings(&app.config)}))
+}
+
+/// What becomes of what is heard, for those who are to be told.
+fn settings(config: &Config) -> Value {
+    let calls = &config.calls;
+    let alerts: Vec<&str> = calls.alerts.iter().map(|rule| rule.name.as_str()).collect();
+    json!({
+        // There is no recording: nothing here writes sound down.
+        "recording": false,
+        "kept": calls.kept, "hours": calls.hours, "redact": calls.redact, "notes": calls.notes,
+        "journal": config.journal.enabled, "words": config.journal.words || !config.journal.enabled,
+        "alerts": alerts, "webhook": !calls.webhook.is_empty(),
+    })
+}
+
+/// Has calls forgotten when their time is over, until the server ends.
+pub(super) async fn tidy(hub: Arc<Hub>, mut ending: watch::Receiver<bool>) {
+    while timeout(TIDY, ending.wait_for(|ending| *ending)).await.is_err() {
+        hub.tidy();
+    }
 }
 
 fn find(app: &App, access: &Access, id: &str) -> Result<Arc<Record>, Refused> {
@@ -145,7 +167,7 @@ pub(super) async fn forget(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refused> {
     find(&app, &access, &id)?;
-    if app.hub.forget(access.tenant, &id) {
+    if app.hub.forget(access.tenant, &id).await {
         return Ok(StatusCode::NO_CONTENT);
     }
     let error = ErrorBody::invalid("call_is_live", "A call that goes on cannot be forgotten.");

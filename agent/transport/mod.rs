@@ -85,9 +85,12 @@ pub async fn serve(
     let app = Arc::new(App {
         guard: auth::Guard::new(&config.server, address),
         metrics,
-        journal,
         live: live::Live::new(config.server.max_sessions),
-        hub: Arc::new(Hub::new(config.clone(), engine.clone(), calls::webhook(&config))),
+        hub: Arc::new(
+            Hub::new(config.clone(), engine.clone(), calls::webhook(&config), journal.clone())
+                .map_err(io::Error::other)?,
+        ),
+        journal,
         places: places.clone(),
         calls: webrtc::Calls::open(&config.webrtc, address)?,
         sessions: AtomicU64::new(1),
@@ -106,6 +109,7 @@ pub async fn serve(
         shutdown.await;
         let _ = end.send(true);
     });
+    tokio::spawn(calls::tidy(app.hub.clone(), ending.clone()));
     let told = |mut ending: watch::Receiver<bool>| async move {
         // An error means that nobody can tell us any more, which is an end as well.
         let _ = ending.wait_for(|ending| *ending).await;

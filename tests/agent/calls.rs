@@ -1,9 +1,11 @@
 //! A call from a stereo file: what is measured of it against the script it was made from, how it is told, and what raises an alert.
 
-use hearken::config::{Config, Rule};
+use hearken::config::{Config, Rule, Secret};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Server, serve, soon, speech, stereo, wav};
+use crate::harness::{Answer, Server, config, serve, soon, speech, stereo, wav};
+use crate::journal::kept;
 
 const PATH: &str = "/v1/calls";
 
@@ -51,7 +53,8 @@ impl Script {
 }
 
 fn quiet() -> Config {
-    let mut config = Config::default();
+    // With the detector that knows voices.
+    let mut config = Config { voice: Config::default().voice, ..config() };
     config.calls.notes = false;
     config
 }
@@ -125,6 +128,160 @@ async fn measures_agree_with_the_script() {
     // And forgotten.
     assert_eq!(server.send("DELETE", &format!("{PATH}/{id}"), "", b"").await.answer().await.status, 204);
     assert_eq!(server.get(&format!("{PATH}/{id}"), "").await.0, 404);
+}
+
+/// A line of tests/audio/call.json.
+#[derive(Deserialize)]
+struct Said {
+    party: usize,
+    start: f64,
+    end: f64,
+    interrupts: bool,
+}
+
+/// Two made voices that answer each other early, break in, agree in the middle (tests/audio/README.md).
+#[tokio::test]
+async fn a_made_call_agrees_with_its_script() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/audio");
+    let script: Vec<Said> = serde_json::from_str(&std::fs::read_to_string(folder.join("call.json")).unwrap()).unwrap();
+    let mut server = serve(quiet()).await;
+    let sent = server.send_form(PATH, Some(&std::fs::read(folder.join("call.ogg")).unwrap()), &[]).await;
+    let id = created(&sent.answer().await);
+    let mut watch = server.send("GET", &format!("{PATH}/{id}/events"), "", b"").await;
+    watch.until("call.snapshot").await;
+    answer_ears(&mut server, &vec![["some", " words"]; script.len()]).await;
+    let events = watch.until("\"type\":\"call.ended\"").await;
+    assert!(events.contains("\"speaking\":[\"agent\"]"), "who speaks is told while they do");
+    let call: Value = serde_json::from_str(&server.get(&format!("{PATH}/{id}"), "").await.2).unwrap();
+    let turns = call["turns"].as_array().unwrap();
+    assert_eq!((turns.len(), &call["speaking"]), (script.len(), &json!([])), "{call:#}");
+    let talk = |party: usize| -> f64 {
+        script.iter().filter(|line| line.party == party).map(|line| line.end - line.start).sum()
+    };
+    let ratio = call["parties"][0]["talk_ratio"].as_f64().unwrap();
+    let wanted = talk(0) / (talk(0) + talk(1));
+    assert!((ratio - wanted).abs() < 0.01, "{ratio} against {wanted}");
+    let mut script: Vec<&Said> = script.iter().collect();
+    script.sort_by(|a, b| a.start.total_cmp(&b.start));
+    for (turn, line) in turns.iter().zip(script) {
+        let near = |key: &str, at: f64| (turn[key].as_f64().unwrap() - at).abs() < 0.1;
+        assert_eq!(
+            (&turn["party"], &turn["interrupts"]),
+            (&json!(["customer", "agent"][line.party]), &json!(line.interrupts)),
+            "{turn:#}"
+        );
+        assert!(near("start", line.start) && near("end", line.end), "{turn:#} {} {}", line.start, line.end);
+    }
+    // He is a man, she a woman.
+    let pitch = |n: usize| call["parties"][n]["pitch_hz"].as_f64().unwrap();
+    assert!((85.0..130.0).contains(&pitch(0)) && (150.0..220.0).contains(&pitch(1)), "{call:#}");
+}
+
+/// A journal in this folder, two tenants, a rule.
+fn remembering(folder: &std::path::Path) -> Config {
+    let mut config = Config { journal: kept(folder).journal, ..quiet() };
+    config.server.api_tokens = vec![Secret::new("mine"), Secret::new("other")];
+    config.calls.alerts = vec![Rule { name: "leaves".into(), words: vec!["cancel".into()], ..Rule::default() }];
+    config
+}
+
+const MINE: &str = "Authorization: Bearer mine\r\n";
+
+async fn get(server: &Server, path: &str) -> Value {
+    serde_json::from_str(&server.get(path, MINE).await.2).unwrap()
+}
+
+async fn end(mut server: Server) {
+    server.stop.take().unwrap().send(()).unwrap();
+    server.task.await.unwrap().unwrap();
+}
+
+/// A call of three turns, and what is told of it when it is over.
+async fn spoken(server: &mut Server) -> Value {
+    let body = crate::harness::form(Some(&monologue()), &[]);
+    let head = format!("{MINE}Content-Type: multipart/form-data; boundary=B\r\n");
+    let id = created(&server.send_with("POST", PATH, &head, &body).await.answer().await);
+    answer_ears(server, &[["I cancel", " 4711."], ["No", "."], ["Yes", "!"]]).await;
+    let mut watch = server.send_with("GET", &format!("{PATH}/{id}/events"), MINE, b"").await;
+    watch.until("\"state\":\"ended\"").await;
+    get(server, &format!("{PATH}/{id}")).await
+}
+
+#[tokio::test]
+async fn calls_outlive_the_server_until_they_are_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = serve(remembering(folder.path())).await;
+    let before = spoken(&mut server).await;
+    assert_eq!(
+        (&before["turns"][0]["words"], before["alerts"].as_array().unwrap().len()),
+        (&json!("I cancel 4711."), 1)
+    );
+    let id = before["id"].as_str().unwrap();
+    let table = server.get(&format!("{PATH}/{id}?format=csv"), MINE).await.2;
+    end(server).await;
+    let server = serve(remembering(folder.path())).await;
+    assert_eq!(get(&server, &format!("{PATH}/{id}")).await, before, "all of it is as it was");
+    assert_eq!(server.get(&format!("{PATH}/{id}?format=csv"), MINE).await.2, table);
+    assert_eq!(get(&server, PATH).await["data"][0]["turns"], 3);
+    let other = server.get(PATH, "Authorization: Bearer other\r\n").await.2;
+    assert!(other.contains("\"data\":[]"), "{other}");
+    assert_eq!(server.send_with("DELETE", &format!("{PATH}/{id}"), MINE, b"").await.answer().await.status, 204);
+    let file = rusqlite::Connection::open(folder.path().join("journal.sqlite")).unwrap();
+    let parts = || file.query_row("SELECT count(*) FROM call_parts", [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(parts(), 0);
+    end(server).await;
+    let server = serve(remembering(folder.path())).await;
+    assert_eq!(get(&server, PATH).await["data"], json!([]));
+}
+
+#[tokio::test]
+async fn a_call_that_was_cut_off_ends_there_and_one_past_its_hours_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = serve(remembering(folder.path())).await;
+    let before = spoken(&mut server).await;
+    let path = format!("{PATH}/{}", before["id"].as_str().unwrap());
+    end(server).await;
+    let file = rusqlite::Connection::open(folder.path().join("journal.sqlite")).unwrap();
+    // As a killed server leaves it, and with a turn that only a later version can read.
+    file.execute("DELETE FROM call_parts WHERE kind = 'end'", []).unwrap();
+    file.execute("UPDATE call_parts SET part = '{\"new\":1}' WHERE kind = 'turn' AND number = 2", []).unwrap();
+    let server = serve(remembering(folder.path())).await;
+    let call = get(&server, &path).await;
+    assert_eq!((&call["state"], call["turns"].as_array().unwrap().len()), (&json!("ended"), 2));
+    assert_eq!(call["marks"][0]["name"], "the server was restarted here");
+    assert_eq!(call["seconds"], call["turns"][1]["end"]);
+    end(server).await;
+    file.execute("UPDATE calls SET updated = updated - 31 * 86400000", []).unwrap();
+    let server = serve(remembering(folder.path())).await;
+    assert_eq!(server.get(&path, MINE).await.0, 404);
+    end(server).await;
+    let count = || file.query_row("SELECT count(*) FROM calls", [], |row| row.get::<_, i64>(0)).unwrap();
+    soon("the deletion", async {
+        while count() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_more_calls_than_are_kept_the_oldest_goes_and_words_need_not_be_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = remembering(folder.path());
+    config.calls.kept = 1;
+    config.journal.words = false;
+    let mut server = serve(config.clone()).await;
+    let first = spoken(&mut server).await;
+    let second = spoken(&mut server).await;
+    assert_eq!(second["turns"][0]["words"], "I cancel 4711.", "this server knows them");
+    assert_eq!(server.get(&format!("{PATH}/{}", first["id"].as_str().unwrap()), MINE).await.0, 404);
+    end(server).await;
+    let server = serve(config).await;
+    let calls = get(&server, PATH).await;
+    assert_eq!((calls["data"].as_array().unwrap().len(), &calls["data"][0]["id"]), (1, &second["id"]));
+    let call = get(&server, &format!("{PATH}/{}", second["id"].as_str().unwrap())).await;
+    assert_eq!((&call["turns"][0]["words"], &call["turns"][0]["start"]), (&json!(""), &second["turns"][0]["start"]));
+    assert_eq!(calls["settings"]["recording"], false);
 }
 
 /// Five turns of the customer, two seconds apart.

@@ -311,12 +311,15 @@ impl Sent {
 impl Server {
     /// Sends a request; HTTP/1.0, whose answers end with the connection and come in no chunks.
     pub async fn send(&self, method: &str, path: &str, content_type: &str, body: &[u8]) -> Sent {
+        self.send_with(method, path, &format!("Content-Type: {content_type}\r\n"), body).await
+    }
+
+    /// As [`Server::send`], with any headers.
+    pub async fn send_with(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Sent {
         use tokio::io::AsyncWriteExt as _;
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let n = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {n}\r\n\r\n"
-        );
+        let head = format!("{method} {path} HTTP/1.0\r\nHost: localhost\r\n{headers}Content-Length: {n}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         // A server that refuses does not wait for the body, and may have hung up.
         drop(stream.write_all(body).await);

@@ -286,7 +286,7 @@ describe("words", () => {
 
 describe("the pages", () => {
   it("weigh less than 150 kB each, and ask nobody else", async () => {
-    for (const path of ["", "captions"]) {
+    for (const path of ["", "captions", "calls"]) {
       const { page, context, seen } = await openPage(browser, server.url, { path });
       await page.waitForLoadState("networkidle");
       const files = await page.evaluate(() => [...performance.getEntriesByType("navigation"), ...performance.getEntriesByType("resource")].map((entry) => [entry.name, entry.decodedBodySize]));

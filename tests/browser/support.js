@@ -24,13 +24,13 @@ async function freePort() {
 
 /**
  * Starts `hearken serve`, or takes the one at HEARKEN_URL. Resolves once /ready says so. `own` asks for one that may be killed; with a `port` it comes back
- * where it was, with the conversations it had.
+ * where it was, with the conversations it had. `options` are of its command line.
  */
-export async function startServer({ own = false, port: again } = {}) {
+export async function startServer({ own = false, port: again, options = [] } = {}) {
   if (process.env.HEARKEN_URL && !own) return { url: new URL("/", process.env.HEARKEN_URL).href, stop: async () => {} };
   const port = again ?? (await freePort());
   const program = process.env.HEARKEN_BIN ?? here("../../target/release/hearken");
-  const child = spawn(program, ["serve"], {
+  const child = spawn(program, ["serve", ...options], {
     cwd: here("../.."),
     env: { ...process.env, HEARKEN_SERVER_LISTEN: `127.0.0.1:${port}`, HEARKEN_JOURNAL_PATH: out(`journal-${port}.sqlite`) },
     stdio: ["ignore", "pipe", "pipe"],
@@ -98,6 +98,9 @@ export function loadWorklet(sampleRate = 48_000) {
 }
 
 export const questionFile = here("question.wav");
+/** A call of two made voices, and who says what when in it (tests/audio/README.md). */
+export const callFile = here("../audio/call.ogg");
+export const callScript = JSON.parse(readFileSync(here("../audio/call.json"), "utf8"));
 
 /** question.wav ("What is the capital of France?", 16 kHz, made with flite's voice slt) as 48 kHz samples. */
 function question() {
@@ -165,7 +168,8 @@ export async function openPage(browser, url, { before, path = "", ...options } =
   });
   page.on("pageerror", (error) => seen.complaints.push(error.stack));
   context.on("request", (request) => {
-    if (new URL(request.url()).host !== host) seen.elsewhere.push(request.url());
+    // A blob is this page's own.
+    if (new URL(request.url()).protocol !== "blob:" && new URL(request.url()).host !== host) seen.elsewhere.push(request.url());
   });
   page.on("websocket", (socket) => {
     if (new URL(socket.url()).host !== host) seen.elsewhere.push(socket.url());
@@ -215,7 +219,7 @@ export async function fits(page) {
   const [wide, window] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
   assert.ok(wide <= window, `${wide} px of page in ${window} px`);
   const cut = await page.evaluate(() =>
-    [...document.querySelectorAll(".controls, .turn, .state, .quiet")].filter((node) => node.getBoundingClientRect().right > innerWidth + 0.5).length,
+    [...document.querySelectorAll(".controls, .turn, .state, .quiet, .pages, .call-turn, .upload, .call-head")].filter((node) => node.getBoundingClientRect().right > innerWidth + 0.5).length,
   );
   assert.equal(cut, 0, "elements cut off at the right");
 }

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { loadWorklet } from "./support.js";
 import { Conversation } from "../../web/conversation.js";
+import { serverSentEvents } from "../../web/sse.js";
 import { endNote, errorWords, microphoneHelp, seconds } from "../../web/words.js";
 
 function resample(from, to, hertz, blocks = 400) {
@@ -130,5 +131,23 @@ describe("words", () => {
     assert.match(errorWords({ code: "overloaded" }), /as many people/);
     assert.match(errorWords({ message: "no" }), /no/);
     assert.ok(errorWords());
+  });
+});
+
+describe("server-sent events", () => {
+  it("are read whatever their packets and line ends", async () => {
+    const text = ": hello\r\n\r\nid: 1\ndata: {\"a\":1}\n\ndata:é\r\ndata: two\r\n\r\nid: 3\ndata: never finished";
+    const bytes = new TextEncoder().encode(text);
+    for (let size = 1; size <= bytes.length; size++) {
+      const body = new ReadableStream({
+        start(controller) {
+          for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+          controller.close();
+        },
+      });
+      const found = [];
+      for await (const event of serverSentEvents({ body })) found.push(event);
+      assert.deepEqual(found, [{ id: "1", data: '{"a":1}' }, { id: "1", data: "é\ntwo" }], `${size} bytes a packet`);
+    }
   });
 });

@@ -9,17 +9,18 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc};
 
 use super::note::Mind;
 use super::report::Line;
 use super::rules::{Alert, Sign, Watches};
-use super::{Call, Ended, Report};
+use super::{Call, Ended, Report, Turn};
 use crate::apps::transcribe::Words;
 use crate::config::Config;
 use crate::engine::{Engine, EngineError, SessionId, Tenant};
+use crate::journal::{Journal, JournalError, KeptCall};
 
 /// Turns that may wait to be read.
 const TURNS: usize = 32;
@@ -29,6 +30,12 @@ const NOTES: usize = 8;
 const EVENTS: usize = 256;
 /// Marks and alerts that are kept of one call.
 const MARKS: usize = 1024;
+
+/// The kinds of parts that the journal keeps of a call.
+const TURN: &str = "turn";
+const ALERT: &str = "alert";
+const MARK: &str = "mark";
+const END: &str = "end";
 
 /// What begins a call.
 pub struct Opening {
@@ -47,20 +54,46 @@ pub struct Opening {
 }
 
 /// Something that the wire marked.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Mark {
     at: f64,
     name: String,
 }
 
+/// What the journal keeps of a call when it begins.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    source: String,
+    names: Vec<String>,
+}
+
+/// A turn in the journal: two parties may have one name.
+#[derive(Serialize, Deserialize)]
+struct KeptTurn {
+    party: usize,
+    #[serde(flatten)]
+    turn: Turn,
+}
+
+/// What the journal keeps of a call when it is over.
+#[derive(Serialize, Deserialize)]
+struct End {
+    /// Seconds since 1970.
+    ended: u64,
+    seconds: f64,
+    skipped: u64,
+    summary: Option<String>,
+}
+
 /// A call that is or was.
 pub struct Record {
-    id: String,
-    source: &'static str,
+    id: Arc<str>,
+    source: String,
     tenant: Tenant,
     began: u64,
     inner: Mutex<Inner>,
     events: broadcast::Sender<Told>,
+    journal: Option<Journal>,
 }
 
 /// An event as watchers are told it.
@@ -95,6 +128,7 @@ pub struct Hub {
     records: Mutex<VecDeque<Arc<Record>>>,
     /// Where alerts go beside the events.
     webhook: Option<mpsc::Sender<Value>>,
+    journal: Option<Journal>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,14 +136,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hub {
-    /// Remembers no call yet. Alerts are handed to `webhook` if there is one; when it is full they are dropped.
-    pub fn new(config: Arc<Config>, engine: Arc<dyn Engine>, webhook: Option<mpsc::Sender<Value>>) -> Self {
-        Self { config, engine, records: Mutex::default(), webhook }
+    /// Remembers the calls of the journal, if there is one, and keeps there what comes. Alerts are handed to `webhook` if there is one; when it is
+    /// full they are dropped.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub fn new(
+        config: Arc<Config>,
+        engine: Arc<dyn Engine>,
+        webhook: Option<mpsc::Sender<Value>>,
+        journal: Option<Journal>,
+    ) -> Result<Self, JournalError> {
+        let kept = journal.as_ref().map(Journal::calls).transpose()?.unwrap_or_default();
+        let records = kept.into_iter().map(|call| Arc::new(Record::past(call, &config, journal.clone()))).collect();
+        let hub = Self { config, engine, records: Mutex::new(records), webhook, journal };
+        hub.tidy();
+        Ok(hub)
+    }
+
+    /// Forgets what is past its time. To be called now and then: nobody may ask for calls for days.
+    pub fn tidy(&self) {
+        self.sweep(&mut lock(&self.records));
     }
 
     /// A new call: what hears it, and what is to run until all of it is read and noted.
     pub fn open(self: &Arc<Self>, opening: Opening) -> (Live, impl Future<Output = ()> + Send + 'static) {
-        let Opening { id, source, tenant, names, sessions, is_patient } = opening;
+        let Opening { id, source, tenant, mut names, sessions, is_patient } = opening;
+        // Who is told apart by name needs one of their own.
+        for later in 1..names.len() {
+            if names[..later].contains(&names[later]) {
+                names[later].push_str(" 2");
+            }
+        }
         let inner = Inner {
             call: Call::new(names, &self.config.voice),
             watches: Watches::new(&self.config.calls.alerts),
@@ -121,16 +179,15 @@ impl Hub {
             silent: 0.0,
         };
         let (events, _) = broadcast::channel(EVENTS);
-        let record = Arc::new(Record { id, source, tenant, began: now(), inner: Mutex::new(inner), events });
+        let (id, source, journal) = (Arc::from(id), source.to_owned(), self.journal.clone());
+        if let Some(journal) = &journal {
+            journal.begin_call(&id, tenant, &Head { source: source.clone(), names: inner.call.names().to_vec() });
+        }
+        let record = Arc::new(Record { id, source, tenant, began: now(), inner: Mutex::new(inner), events, journal });
         {
             let mut records = lock(&self.records);
-            self.sweep(&mut records);
-            if records.len() >= self.config.calls.kept {
-                // A call that goes on is not forgotten before one that is over.
-                let oldest = records.iter().position(|record| record.is_over()).unwrap_or(0);
-                records.remove(oldest);
-            }
             records.push_back(record.clone());
+            self.sweep(&mut records);
         }
         let (turns, queue) = mpsc::channel(TURNS);
         let work = Work { hub: self.clone(), record: record.clone(), tenant, sessions, is_patient };
@@ -140,8 +197,20 @@ impl Hub {
     fn sweep(&self, records: &mut VecDeque<Arc<Record>>) {
         let seconds = (self.config.calls.hours * 3600.0) as u64;
         let now = now();
-        if seconds > 0 {
-            records.retain(|record| lock(&record.inner).ended.is_none_or(|ended| ended + seconds > now));
+        let is_past = |record: &Record| lock(&record.inner).ended.is_some_and(|ended| ended + seconds <= now);
+        while let Some(at) = records.iter().position(|record| seconds > 0 && is_past(record)) {
+            self.drop_at(records, at);
+        }
+        while records.len() > self.config.calls.kept {
+            // A call that goes on is not forgotten before one that is over.
+            let oldest = records.iter().position(|record| record.is_over()).unwrap_or(0);
+            self.drop_at(records, oldest);
+        }
+    }
+
+    fn drop_at(&self, records: &mut VecDeque<Arc<Record>>, at: usize) {
+        if let (Some(record), Some(journal)) = (records.remove(at), &self.journal) {
+            drop(journal.forget_call(&record.id));
         }
     }
 
@@ -154,24 +223,76 @@ impl Hub {
 
     /// One of this tenant's calls.
     pub fn find(&self, tenant: Tenant, id: &str) -> Option<Arc<Record>> {
-        self.list(tenant).into_iter().find(|record| record.id == id)
+        self.list(tenant).into_iter().find(|record| *record.id == *id)
     }
 
     /// Takes back a call that turned out to be none.
     pub fn discard(&self, record: &Arc<Record>) {
-        lock(&self.records).retain(|known| !Arc::ptr_eq(known, record));
+        let mut records = lock(&self.records);
+        if let Some(at) = records.iter().position(|known| Arc::ptr_eq(known, record)) {
+            self.drop_at(&mut records, at);
+        }
     }
 
-    /// Forgets a call that is over; whether there was one.
-    pub fn forget(&self, tenant: Tenant, id: &str) -> bool {
-        let mut records = lock(&self.records);
-        let before = records.len();
-        records.retain(|record| !(record.tenant == tenant && record.id == id && record.is_over()));
-        records.len() < before
+    /// Forgets a call that is over, and waits until it is gone from the journal; whether there was one.
+    pub async fn forget(&self, tenant: Tenant, id: &str) -> bool {
+        let found = {
+            let mut records = lock(&self.records);
+            let is_it = |record: &Arc<Record>| record.tenant == tenant && *record.id == *id && record.is_over();
+            records.iter().position(is_it).and_then(|at| records.remove(at))
+        };
+        if let (Some(record), Some(journal)) = (&found, &self.journal) {
+            // An error means that the journal has ended.
+            let _ = journal.forget_call(&record.id).await;
+        }
+        found.is_some()
     }
 }
 
 impl Record {
+    /// One of the journal. A call that was not over when the program ended is over now.
+    fn past(kept: KeptCall, config: &Config, journal: Option<Journal>) -> Self {
+        let Head { source, names } =
+            serde_json::from_value(kept.head).unwrap_or(Head { source: "unknown".into(), names: Vec::new() });
+        let (mut turns, mut alerts, mut marks, mut end) = (Vec::new(), Vec::new(), Vec::new(), None);
+        for (kind, _, part) in kept.parts {
+            // What another version wrote and this one cannot read is left out.
+            match kind.as_str() {
+                TURN => turns
+                    .extend(serde_json::from_value(part).ok().map(|KeptTurn { party, turn }| Turn { party, ..turn })),
+                ALERT => alerts.extend(serde_json::from_value::<Alert>(part).ok()),
+                MARK => marks.extend(serde_json::from_value::<Mark>(part).ok()),
+                END => end = serde_json::from_value::<End>(part).ok(),
+                _ => {}
+            }
+        }
+        turns.retain(|turn| turn.party < names.len());
+        let end = end.unwrap_or_else(|| {
+            let seconds = turns.iter().map(|turn| turn.end).fold(0.0, f64::max);
+            marks.push(Mark { at: seconds, name: "the server was restarted here".into() });
+            End { ended: kept.updated_ms as u64 / 1000, seconds, skipped: 0, summary: None }
+        });
+        let inner = Inner {
+            call: Call::past(names, turns, end.seconds),
+            watches: Watches::new(&config.calls.alerts),
+            alerts,
+            marks,
+            summary: end.summary,
+            ended: Some(end.ended),
+            skipped: end.skipped,
+            silent: 0.0,
+        };
+        Self {
+            id: kept.id.into(),
+            source,
+            tenant: kept.tenant,
+            began: kept.created_ms as u64 / 1000,
+            inner: Mutex::new(inner),
+            events: broadcast::channel(1).0,
+            journal,
+        }
+    }
+
     /// Its name.
     pub fn id(&self) -> &str {
         &self.id
@@ -191,6 +312,7 @@ impl Record {
     pub fn show(&self) -> Value {
         let report = self.report();
         let mut shown = self.head(&report);
+        shown["speaking"] = json!(self.speakers());
         let inner = lock(&self.inner);
         shown["silence"] = json!(report.silence);
         shown["turns"] = json!(report.turns);
@@ -212,9 +334,16 @@ impl Record {
     fn head(&self, report: &Report) -> Value {
         let state = if self.is_over() { "ended" } else { "live" };
         json!({
-            "id": self.id, "object": "call", "source": self.source, "state": state, "created": self.began,
+            "id": *self.id, "object": "call", "source": self.source, "state": state, "created": self.began,
             "seconds": report.seconds, "parties": report.parties,
         })
+    }
+
+    /// The names of those who are speaking now.
+    fn speakers(&self) -> Vec<String> {
+        let call = &lock(&self.inner).call;
+        let speaking = call.names().iter().enumerate().filter(|(party, _)| call.speaks(*party));
+        speaking.map(|(_, name)| name.clone()).collect()
     }
 
     /// The whole call now, and all that comes after.
@@ -226,16 +355,33 @@ impl Record {
 
     fn tell(&self, event: &Value) {
         // Nobody may be watching.
-        let is_last = event["type"] == "call.ended";
-        drop(self.events.send(Told { text: event.to_string().into(), is_last }));
+        drop(self.events.send(Told::of(event)));
+    }
+
+    /// Tells what is kept in the journal first, where there is one.
+    fn keep(&self, kind: &'static str, number: usize, part: &impl Serialize, event: &Value) {
+        let Some(journal) = &self.journal else { return self.tell(event) };
+        let (events, told) = (self.events.clone(), Told::of(event));
+        journal.keep_part(&self.id, kind, number as u64, part, move || drop(events.send(told)));
     }
 
     fn tell_turn(&self, turn: usize) {
         let inner = lock(&self.inner);
-        let Some(turn) = inner.call.turns().get(turn) else { return };
-        let event = json!({"type": "call.turn", "turn": Line::of(&inner.call, turn)});
+        let Some(known) = inner.call.turns().get(turn) else { return };
+        let kept = KeptTurn { party: known.party, turn: known.clone() };
+        let Report { seconds, parties, silence, .. } = Report::of(&inner.call);
+        let event = json!({
+            "type": "call.turn", "turn": Line::of(&inner.call, known),
+            "seconds": seconds, "parties": parties, "silence": silence,
+        });
         drop(inner);
-        self.tell(&event);
+        self.keep(TURN, turn, &kept, &event);
+    }
+}
+
+impl Told {
+    fn of(event: &Value) -> Self {
+        Self { text: event.to_string().into(), is_last: event["type"] == "call.ended" }
     }
 }
 
@@ -265,12 +411,17 @@ impl Live {
 
     fn push(&self, party: usize, samples: &[f32], pass: fn(&mpsc::Sender<Ended>, Ended) -> bool) -> bool {
         let mut inner = lock(&self.record.inner);
+        let spoke = inner.call.speaks(party);
         let ended = inner.call.hear(party, samples);
+        let speaks = inner.call.speaks(party);
         let (before, silent) = (inner.silent, inner.call.silent_for());
         inner.silent = silent;
         let (seconds, lasts) =
             (inner.call.seconds(), inner.call.seconds() < f64::from(self.hub.config.calls.max_seconds));
         drop(inner);
+        if speaks != spoke {
+            self.record.tell(&json!({"type": "call.speaking", "speaking": self.record.speakers(), "at": seconds}));
+        }
         if silent > before {
             self.hub.see(&self.record, seconds, None, &Sign::Silence(before, silent));
         }
@@ -295,8 +446,9 @@ impl Live {
         if inner.marks.len() < MARKS {
             let mark = Mark { at: inner.call.seconds(), name: name.chars().take(64).collect() };
             inner.marks.push(mark.clone());
+            let number = inner.marks.len() - 1;
             drop(inner);
-            self.record.tell(&json!({"type": "call.mark", "mark": mark}));
+            self.record.keep(MARK, number, &mark, &json!({"type": "call.mark", "mark": mark}));
         }
     }
 
@@ -331,14 +483,18 @@ impl Hub {
     fn see(&self, record: &Record, at: f64, party: Option<&str>, sign: &Sign<'_>) {
         let mut inner = lock(&record.inner);
         let met = inner.watches.see(at, party, sign);
-        let room = MARKS.saturating_sub(inner.alerts.len());
-        inner.alerts.extend(met.iter().take(room).cloned());
+        let first = inner.alerts.len();
+        inner.alerts.extend(met.iter().take(MARKS.saturating_sub(first)).cloned());
         drop(inner);
-        for alert in met {
-            let event = json!({"type": "call.alert", "call": record.id, "alert": alert});
-            record.tell(&event);
+        for (number, alert) in met.iter().enumerate() {
+            let event = json!({"type": "call.alert", "call": *record.id, "alert": alert});
+            if first + number < MARKS {
+                record.keep(ALERT, first + number, alert, &event);
+            } else {
+                record.tell(&event);
+            }
             if self.webhook.as_ref().is_some_and(|webhook| webhook.try_send(event).is_err()) {
-                tracing::warn!(call = record.id, "the webhook does not keep up: an alert was not posted");
+                tracing::warn!(call = %record.id, "the webhook does not keep up: an alert was not posted");
             }
         }
     }
@@ -354,11 +510,23 @@ struct Work {
 }
 
 impl Drop for Work {
-    /// Also when it is dropped in the middle: the engine forgets it and the call counts as over.
+    /// Also when it is dropped in the middle: the engine forgets it and the call counts as over, once that is safe in the journal.
     fn drop(&mut self) {
         self.sessions.iter().for_each(|session| self.hub.engine.close(*session));
-        lock(&self.record.inner).ended.get_or_insert_with(now);
-        self.record.tell(&json!({"type": "call.ended", "call": self.record.show()}));
+        let ended = now();
+        let end = {
+            let inner = lock(&self.record.inner);
+            End { ended, seconds: inner.call.seconds(), skipped: inner.skipped, summary: inner.summary.clone() }
+        };
+        let record = self.record.clone();
+        let is_safe = move || {
+            lock(&record.inner).ended = Some(ended);
+            record.tell(&json!({"type": "call.ended", "call": record.show()}));
+        };
+        match &self.record.journal {
+            Some(journal) => journal.keep_part(&self.record.id, END, 0, &end, is_safe),
+            None => is_safe(),
+        }
     }
 }
 
@@ -414,7 +582,7 @@ impl Work {
     }
 
     fn skip(&self, what: &str, error: &EngineError) {
-        tracing::warn!(call = self.record.id, %error, "a turn goes without its {what}");
+        tracing::warn!(call = %self.record.id, %error, "a turn goes without its {what}");
         lock(&self.record.inner).skipped += 1;
     }
 

@@ -1,6 +1,6 @@
 //! What a voice does in one turn, measured from the signal: loudness, pitch, syllables.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::audio::RATE;
 
@@ -20,7 +20,7 @@ const CLARITY: f32 = 0.6;
 const DIP: f32 = 2.5;
 
 /// One turn's voice.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measures {
     /// Mean power of the speech in it, dB below full scale.
     pub loudness_db: f32,
@@ -49,6 +49,17 @@ pub fn measure(sound: &[f32]) -> Measures {
         loudness_db: decibels(mean),
         pitch_hz: (pitches.len() >= 3).then(|| percentile(&pitches, 0.5)),
         syllables_per_second: if seconds > 0.0 { syllables(&loudness, loud) as f32 / seconds } else { 0.0 },
+    }
+}
+
+/// Where the speech in a turn's sound begins and ends, samples. A voice detector needs a while to notice that a voice has gone; the signal does not.
+pub fn extent(sound: &[f32]) -> (usize, usize) {
+    let loudness: Vec<f32> = frames(sound).map(|frame| decibels(power(frame))).collect();
+    let loud = percentile(&loudness, 0.95);
+    let is_speech = |db: &f32| *db >= loud - PAUSE;
+    match (loudness.iter().position(is_speech), loudness.iter().rposition(is_speech)) {
+        (Some(first), Some(last)) => (first * HOP, (last * HOP + FRAME).min(sound.len())),
+        _ => (0, sound.len()),
     }
 }
 
@@ -171,6 +182,18 @@ mod tests {
         assert_eq!(measure(&vec![0.0; 16_000]).pitch_hz, None);
         assert_eq!(measure(&[]).pitch_hz, None);
         assert_eq!(measure(&[0.5; 100]).syllables_per_second, 0.0);
+    }
+
+    #[test]
+    fn speech_is_found_between_what_is_no_speech() {
+        let mut sound = vec![0.0; 8000];
+        sound.extend(voice(120.0, 1.0, 4.0, 0.2));
+        sound.extend([0.0; 6000]);
+        let (first, last) = extent(&sound);
+        // The made voice swells from a tenth of its loudness.
+        assert!((7500..8600).contains(&first) && (23_300..24_500).contains(&last), "{first} {last}");
+        assert_eq!(extent(&[]), (0, 0));
+        assert_eq!(extent(&[0.1; 100]), (0, 100));
     }
 
     #[test]

@@ -15,13 +15,13 @@ pub mod rules;
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Voice;
 use crate::session::segment::{Ear, Heard};
-use measure::{Measures, measure};
+use measure::{Measures, extent, measure};
 use note::Note;
 pub use report::Report;
 
@@ -33,7 +33,7 @@ const AGREEING: f64 = 0.7;
 const GOES_ON: f64 = 1.0;
 
 /// One turn of one party. Times are seconds into the call.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Turn {
     /// From 0, in the order in which turns ended.
     pub id: usize,
@@ -109,6 +109,16 @@ impl Call {
         Self { names, lines, turns: Vec::new(), padding: padding as u64, trail: trail as u64, silence, length: None }
     }
 
+    /// A call that is over, from what is known of it. It hears nothing more.
+    pub fn past(names: Vec<String>, turns: Vec<Turn>, seconds: f64) -> Self {
+        Self { names, lines: Vec::new(), turns, padding: 0, trail: 0, silence: 0, length: Some(seconds) }
+    }
+
+    /// Whether this party is speaking now.
+    pub fn speaks(&self, party: usize) -> bool {
+        self.length.is_none() && self.lines.get(party).is_some_and(|line| line.ear.in_turn())
+    }
+
     /// The parties' names.
     pub fn names(&self) -> &[String] {
         &self.names
@@ -160,8 +170,10 @@ impl Call {
     }
 
     fn end_turn(&mut self, party: usize, start: u64, end: u64, sound: &[f32]) -> Ended {
-        // Without what is kept around the voice.
-        let (first, last) = (start + if start == 0 { 0 } else { self.padding }, end.saturating_sub(self.trail));
+        // Without what is kept around the voice, and without what the detector took for voice after it.
+        let (from, to) = extent(sound);
+        let first = (start + from as u64).max(start + if start == 0 { 0 } else { self.padding });
+        let last = (start + to as u64).min(end.saturating_sub(self.trail));
         let id = self.turns.len();
         let turn = Turn {
             id,

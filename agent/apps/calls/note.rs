@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::Config;
 use crate::engine::{
@@ -26,17 +27,29 @@ const ASKED: &str = "\nName the speaker's mood in one word (angry, annoyed, afra
 const SUM: &str =
     "The call is over. Sum it up in two or three sentences: what was wanted, what was agreed, what is open.";
 
+/// One of [`MOODS`] or [`RISKS`]. (By a name of its own, because a reference in a struct would be read as borrowed from what is read.)
+pub type Known = &'static str;
+
 /// The model's note on a turn.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// One of [`MOODS`]: the first that the note names.
-    pub mood: &'static str,
+    #[serde(deserialize_with = "known")]
+    pub mood: Known,
     /// One of [`RISKS`].
-    pub risk: &'static str,
+    #[serde(deserialize_with = "known")]
+    pub risk: Known,
     /// The note as it was written.
     pub text: String,
     /// What was thought before it.
     pub reasoning: String,
+}
+
+/// One of the words that a note may use.
+fn known<'de, D: Deserializer<'de>>(from: D) -> Result<Known, D::Error> {
+    let word = String::deserialize(from)?;
+    let all = MOODS.iter().chain(&RISKS);
+    all.copied().find(|known| *known == word).ok_or_else(|| D::Error::custom("neither a mood nor a risk"))
 }
 
 impl Note {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::note::Note;
 use crate::config::Rule;
@@ -24,7 +24,7 @@ pub enum Sign<'a> {
 }
 
 /// A rule has been met.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Alert {
     /// The rule's name.
     pub name: String,
