@@ -5,7 +5,7 @@ import "./history.js";
 import "./log.js";
 import "./meter.js";
 import { bestFormat, FORMATS, Microphone, microphones } from "./microphone.js";
-import { Realtime, realtimeAddress } from "./realtime.js";
+import { Realtime } from "./realtime.js";
 import { MOST_SECONDS, readSound } from "./soundfile.js";
 import { Speech } from "./speech.js";
 import { connectionWords, errorWords, fileWords, microphoneHelp, seconds, STATES, thinkingWords } from "./words.js";
@@ -21,12 +21,12 @@ const page = {
   mic: at("mic"), mute: at("mute"), meter: at("meter"), compose: at("compose"), message: at("message"),
   send: at("send"), stop: at("stop"), panel: at("panel"), panelToggle: at("panel-toggle"),
   device: at("device"), cleanup: at("cleanup"), aloud: at("aloud"),
-  history: at("history"), historyToggle: at("history-toggle"), file: at("file"), drop: at("drop"),
+  wire: at("wire"), history: at("history"), historyToggle: at("history-toggle"), file: at("file"), drop: at("drop"),
 };
 
 const settings = loadSettings();
 const conversation = new Conversation();
-const wire = new Realtime(realtimeAddress());
+const wire = new Realtime(location.href, "chat", { peers: true });
 const microphone = new Microphone();
 const speech = new Speech();
 
@@ -34,6 +34,7 @@ let micState = "off"; // off | starting | on | paused
 let muted = false;
 let mutedByHold = false; // muted only because space was let go
 let held = false; // space, or the microphone button in hold mode, is down
+/** Of sound that goes in frames; a wire that takes tracks needs none. */
 let format = "pcm";
 let agreed = null; // The format the server has agreed to; no sound is sent before.
 let formatAsked = null; // id of the session.update that asked for it
@@ -89,6 +90,7 @@ function showSettings() {
 
 function askForSession() {
   agreed = null;
+  const sound = wire.takesTracks ? {} : { format: FORMATS[format].wire };
   formatAsked = wire.send({
     type: "session.update",
     session: {
@@ -96,7 +98,7 @@ function askForSession() {
       output_modalities: ["text"],
       audio: {
         input: {
-          format: FORMATS[format].wire,
+          ...sound,
           turn_detection: { type: "server_vad", create_response: true, interrupt_response: true },
         },
       },
@@ -114,6 +116,7 @@ wire.addEventListener("status", ({ detail }) => {
     clearNotice();
     if (!detail.again) conversation.interrupted(performance.now());
     askForSession();
+    joinSound();
     detail.again ? tellRest() : tellAgain();
     greetedBefore = true;
     const id = wire.resume?.conversation_id ?? null;
@@ -131,6 +134,13 @@ wire.addEventListener("status", ({ detail }) => {
   showBanner();
   showState();
 });
+
+/** The microphone's sound goes as this wire takes it. */
+function joinSound() {
+  if (micState === "off" || micState === "starting") return;
+  if ((microphone.format === "track") !== wire.takesTracks) void startMicrophone();
+  else wire.setTrack(microphone.track);
+}
 
 /** The conversation will not go on by itself. What was said and has no reply yet is answered in the next session. */
 function giveUp() {
@@ -266,7 +276,7 @@ function learnSession({ type, session = {} }) {
   const input = session.audio?.input;
   if (Number.isFinite(input?.turn_detection?.silence_duration_ms)) silenceMs = input.turn_detection.silence_duration_ms;
   if (session.model) at("fact-model").textContent = session.model;
-  if (type !== "session.updated") return;
+  if (type !== "session.updated" || wire.takesTracks) return;
   const answered = input?.format?.type ?? FORMATS[format].wire.type;
   if (answered === FORMATS[format].wire.type) agreed = format;
   else if (format === "opus") fallBackToPcm();
@@ -294,6 +304,10 @@ function fallBackToPcm() {
 // ---- The microphone -------------------------------------------------------------------------------------------------
 
 microphone.onframe = (bytes) => {
+  if (microphone.format === "track") {
+    if (wire.takesTracks) soundMs += 20;
+    return;
+  }
   if (agreed !== microphone.format) return;
   const before = wire.dropped;
   if (wire.sendSound(bytes)) soundMs += 20;
@@ -323,11 +337,13 @@ async function startMicrophone() {
   applyGate();
   showState();
   try {
-    await microphone.start({ deviceId: settings.device, cleanup: settings.cleanup, format });
+    await microphone.start({ deviceId: settings.device, cleanup: settings.cleanup, format: wire.takesTracks ? "track" : format });
     if (!microphone.running) return; // Stopped while the browser was still asking.
     micState = "on";
     page.meter.analyser = microphone.analyser;
-    at("fact-format").textContent = FORMATS[format].name;
+    at("fact-format").textContent = FORMATS[microphone.format].name;
+    // Another wire may have come while the browser was asking.
+    if (wire.state === "open") joinSound();
     announce(gateOpen() ? "Listening." : "The microphone is ready.");
     void stayAwake();
     void listDevices();
@@ -340,7 +356,7 @@ async function startMicrophone() {
 }
 
 function stopMicrophone() {
-  void microphone.finish(tailMs());
+  void microphone.finish(tailMs()).then((finished) => finished && wire.setTrack(null));
   micState = "off";
   muted = false;
   held = false;
@@ -539,6 +555,7 @@ function showState() {
   page.send.hidden = !page.stop.hidden;
   if (hadFocus === page.stop && page.stop.hidden) page.message.focus();
   page.send.disabled = !typing;
+  if (page.wire.textContent !== wire.wire) page.wire.textContent = wire.wire;
   if (soundMs) at("fact-sent").textContent = seconds(soundMs);
 }
 
@@ -803,7 +820,7 @@ page.history.addEventListener("open", async ({ detail: { id } }) => {
 page.history.addEventListener("forgotten", ({ detail: id }) => {
   if (wire.resume?.conversation_id !== id) return;
   leaveConversation();
-  wire.goTo();
+  wire.goTo(null, 0, { goodbye: false });
 });
 
 document.addEventListener("visibilitychange", () => {

@@ -1,9 +1,11 @@
-// The microphone: permission, capture, and frames ready for the wire. Opus through WebCodecs where the browser has
-// it, 16-bit PCM otherwise; both in frames of 20 ms.
+// The microphone: permission, capture, and sound ready for the wire: a track where the wire takes one; else frames of 20 ms, of Opus through WebCodecs
+// where the browser has it and of 16-bit PCM otherwise.
 
 export const FORMATS = {
   opus: { wire: { type: "audio/opus" }, rate: 48_000, name: "Opus" },
   pcm: { wire: { type: "audio/pcm", rate: 24_000 }, rate: 24_000, name: "PCM, 24 kHz" },
+  /** The browser sends it itself, by WebRTC; here it is only looked at. */
+  track: { wire: null, rate: 48_000, name: "Opus, by WebRTC" },
 };
 const FRAME_MS = 20;
 
@@ -87,7 +89,7 @@ async function openStream(deviceId, cleanup) {
 }
 
 /**
- * Hooks, all optional: onframe(ArrayBuffer), onlevel(dBFS), onended(), onpaused(boolean), onencoderfailed().
+ * Hooks, all optional: onframe(ArrayBuffer, or null for 20 ms that went as a track), onlevel(dBFS), onended(), onpaused(boolean), onencoderfailed().
  * `analyser` is there while it runs, for whoever draws.
  */
 export class Microphone {
@@ -172,13 +174,18 @@ export class Microphone {
     this.#node = this.#stream = this.#context = this.#encoder = this.analyser = null;
   }
 
-  /** As `stop`, but what was said and its closing silence still go out. */
+  /** As `stop`, but what was said and its closing silence still go out. Whether it came to that, and was not started anew meanwhile. */
   async finish(tailMs) {
     const run = this.#run;
     this.setOpen(false, tailMs);
-    endTracks(this.#stream);
-    await this.#encoder?.flush().catch(() => {});
-    if (run === this.#run) this.stop();
+    if (this.format === "track") await new Promise((over) => setTimeout(over, tailMs)); // A track is silent in its own time.
+    else {
+      endTracks(this.#stream);
+      await this.#encoder?.flush().catch(() => {});
+    }
+    if (run !== this.#run) return false;
+    this.stop();
+    return true;
   }
 
   /** After a phone call or a locked screen the system leaves the context suspended until a gesture. */
@@ -188,6 +195,11 @@ export class Microphone {
 
   get deviceId() {
     return this.#stream?.getAudioTracks()[0]?.getSettings().deviceId ?? "";
+  }
+
+  /** What a wire that takes tracks is to carry. Closing the gate makes it silent. */
+  get track() {
+    return this.#stream?.getAudioTracks()[0] ?? null;
   }
 
   get open() {
@@ -202,7 +214,7 @@ export class Microphone {
     if (open === this.#open) return;
     this.#open = open;
     for (const track of this.#stream?.getAudioTracks() ?? []) track.enabled = open;
-    if (!open && this.running) {
+    if (!open && this.running && this.format !== "track") {
       const length = (FORMATS[this.format].rate * FRAME_MS) / 1000;
       for (let ms = 0; ms < tailMs; ms += FRAME_MS) this.#deliver(new Float32Array(length));
     }
@@ -214,7 +226,8 @@ export class Microphone {
   }
 
   #deliver(frame) {
-    if (this.format === "opus") this.#encode(frame);
+    if (this.format === "track") this.onframe(null);
+    else if (this.format === "opus") this.#encode(frame);
     else this.onframe(toPcm16(frame));
   }
 

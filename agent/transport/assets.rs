@@ -43,6 +43,7 @@ static ASSETS: LazyLock<Vec<Asset>> = LazyLock::new(|| {
         "log.js",
         "meter.js",
         "microphone.js",
+        "pipes.js",
         "realtime.js",
         "save.js",
         "soundfile.js",

@@ -53,6 +53,7 @@ describe("a conversation", () => {
   it("loses nothing of a reply during which the network was away or the page was reloaded", async () => {
     const sockets = [];
     const { page, context, seen } = await openPage(browser, server.url, {
+      wire: "WebSocket",
       before: (page) =>
         page.routeWebSocket(/\/v1\/realtime/, (socket) => {
           sockets.push(socket);

@@ -40,7 +40,7 @@ describe("one question, spoken", () => {
   after(() => browser?.close());
 
   it("is heard, thought about and answered, sent as Opus", async () => {
-    const { page, context, seen, response } = await openPage(browser, server.url, { colorScheme: "light" });
+    const { page, context, seen, response } = await openPage(browser, server.url, { wire: "WebSocket", colorScheme: "light" });
     assert.match(response.headers()["content-security-policy"] ?? "", /default-src 'self'/);
     await waitState(page, "idle");
     await page.screenshot({ path: out("wide-light-idle.png") });
@@ -90,6 +90,7 @@ describe("one question, spoken", () => {
 
   it("works on a phone, in the dark, as plain PCM", async () => {
     const { page, context, seen } = await openPage(browser, server.url, {
+      wire: "WebSocket",
       viewport: { width: 390, height: 780 },
       deviceScaleFactor: 2,
       hasTouch: true,
@@ -204,6 +205,7 @@ describe("typing", () => {
   it("comes back by itself after the connection was cut", async () => {
     const sockets = [];
     const { page, context } = await openPage(browser, server.url, {
+      wire: "WebSocket",
       colorScheme: "dark",
       before: (page) =>
         page.routeWebSocket(/\/v1\/realtime/, (socket) => {
@@ -244,7 +246,7 @@ describe("a microphone that never stops talking", () => {
   after(() => browser?.close());
 
   it("can be muted", async () => {
-    const { page, context, seen } = await openPage(browser, server.url);
+    const { page, context, seen } = await openPage(browser, server.url, { wire: "WebSocket" });
     await waitState(page, "idle");
     await page.getByLabel("Clean up the sound").uncheck();
     await page.getByRole("button", { name: "Start listening" }).click();

@@ -155,10 +155,10 @@ export function openBrowser({ microphone, loop = false, tab = null }) {
 }
 
 /**
- * A page with its ears open: every request, console complaint and sent frame is kept, and every state that the header
- * shows is recorded in order. `close()` asserts nothing; `complaints` is for the test to look at.
+ * A page with its ears open: every request, console complaint, event and sent frame is kept, and every state that the header
+ * shows is recorded in order. `close()` asserts nothing; `complaints` is for the test to look at. `wire`: "WebSocket" for a browser without WebRTC.
  */
-export async function openPage(browser, url, { before, path = "", ...options } = {}) {
+export async function openPage(browser, url, { before, path = "", wire = "WebRTC", ...options } = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 820 }, ...options });
   const page = await context.newPage();
   const seen = { complaints: [], elsewhere: [], soundFrames: 0, events: [], sent: [] };
@@ -179,7 +179,21 @@ export async function openPage(browser, url, { before, path = "", ...options } =
     });
     socket.on("framereceived", ({ payload }) => typeof payload === "string" && seen.events.push(JSON.parse(payload)));
   });
+  if (wire === "WebSocket") await page.addInitScript(() => delete window.RTCPeerConnection);
+  await page.exposeBinding("noteEvent", (_, which, text) => seen[which].push(JSON.parse(text)));
   await page.addInitScript(() => {
+    // Events by a data channel.
+    const create = window.RTCPeerConnection?.prototype.createDataChannel;
+    if (create) {
+      RTCPeerConnection.prototype.createDataChannel = function (...given) {
+        const channel = create.apply(this, given);
+        window.peer = this;
+        channel.addEventListener("message", ({ data }) => window.noteEvent("events", data));
+        const send = channel.send;
+        channel.send = (text) => (window.noteEvent("sent", text), send.call(channel, text));
+        return channel;
+      };
+    }
     window.states = [];
     addEventListener("DOMContentLoaded", () => {
       const state = document.getElementById("state");
@@ -197,6 +211,10 @@ export async function openPage(browser, url, { before, path = "", ...options } =
 export function waitState(page, states, timeout = 30_000) {
   return page.waitForFunction((wanted) => wanted.includes(document.getElementById("state").dataset.state), [states].flat(), { timeout });
 }
+
+/** Packets of sound that the page's WebRTC has sent. */
+export const packetsSent = (page) =>
+  page.evaluate(async () => [...((await window.peer?.getStats()) ?? new Map()).values()].find((entry) => entry.type === "outbound-rtp")?.packetsSent ?? 0);
 
 // ---- What each test asks of a page ----
 
