@@ -1,4 +1,4 @@
-// Captions: of a microphone or a tab, or, as an overlay, of whatever is being captioned on this server.
+// Captions: of a microphone, a tab or a stream that others send by WHIP, or, as an overlay, of whatever is being captioned on this server.
 //
 // A turn of speech is a line. When it is over, the page asks for the reasoning about it (and no reply), and takes the turn out of the model's
 // conversation: hours of captions need no more memory than a minute of them.
@@ -6,8 +6,9 @@
 import { Conversation } from "./conversation.js";
 import "./meter.js";
 import { bestFormat, FORMATS, Microphone, microphones, tabSound } from "./microphone.js";
-import { Realtime, realtimeAddress } from "./realtime.js";
+import { Realtime } from "./realtime.js";
 import { save } from "./save.js";
+import { serverSentEvents } from "./sse.js";
 import { clock, connectionWords, errorWords, heardWords, microphoneHelp, STATES } from "./words.js";
 
 const at = (id) => document.getElementById(id);
@@ -18,12 +19,15 @@ const SIZES = { least: 1, most: 5 };
 const MOST_LINES = 200;
 /** How often an overlay looks for news, milliseconds. */
 const LOOK_MS = 400;
+/** How often a stream is looked for. */
+const STREAM_MS = 1000;
 
 const settings = { source: "microphone", device: "", size: overlay ? 2.5 : 1.75, colours: "page", notes: true, ...load("hearken.captions.settings") };
+if (query.has("whip")) settings.source = "whip";
 for (const key of ["size", "colours"]) if (query.has(key)) settings[key] = key === "size" ? Number(query.get(key)) || settings.size : query.get(key);
 
 const conversation = new Conversation();
-const wire = new Realtime(realtimeAddress(), "captions");
+const wire = new Realtime(location.href, "captions");
 const ears = new Microphone();
 let format = "pcm";
 let agreed = null;
@@ -33,6 +37,9 @@ let toAsk = [];
 /** The response under way, and the item it is about. */
 const about = new Map();
 let asked = null;
+/** While a stream is followed, or waited for: what stops that; and its name and conversation once it is there. */
+let following = null;
+let stream = null;
 
 // ---- What this browser remembers ----
 
@@ -171,6 +178,7 @@ ears.onencoderfailed = () => {
 async function start() {
   at("help").hidden = true;
   at("notice").hidden = true;
+  if (settings.source === "whip") return startStream();
   if (wire.state === "resting") wire.connect();
   running = true;
   showState();
@@ -191,11 +199,63 @@ async function start() {
 
 function stop() {
   running = false;
+  following?.abort();
+  stream = null;
+  at("notice").hidden = true;
   void ears.finish(1200);
   at("meter").analyser = null;
   void wakeLock?.release();
   showState();
 }
+
+// ---- A stream that somebody else sends ----
+
+function startStream() {
+  running = true;
+  following?.abort();
+  following = new AbortController();
+  void followStream(following.signal);
+  showState();
+}
+
+/** Waits for a stream (the one that the address names, or the newest), reads what is heard in it, and waits for the next. */
+async function followStream(signal) {
+  const wanted = query.get("whip");
+  const isWanted = (call) => call.location.startsWith("/v1/whip/") && (!wanted || wanted === "1" || call.id === wanted);
+  while (!signal.aborted) {
+    try {
+      const { data = [] } = await (await ask("v1/realtime/calls")).json();
+      const found = data.find(isWanted);
+      if (signal.aborted) return;
+      if (found) {
+        clear();
+        at("notice").hidden = true;
+        stream = { id: found.id, conversation: null };
+        for await (const { data } of serverSentEvents(await ask(found.events, { signal }))) takeOfStream(JSON.parse(data));
+        conversation.interrupted(performance.now());
+      } else if (!overlay) notice(`Waiting for a stream. Let OBS or another WHIP sender stream to ${streamAddress()}`);
+    } catch {
+      // The server is away, or nothing is followed any more.
+    }
+    if (signal.aborted) return;
+    stream = null;
+    showState();
+    await new Promise((again) => setTimeout(again, STREAM_MS));
+  }
+}
+
+function takeOfStream(event) {
+  if (event.type === "session.created") {
+    // A conversation and its session have one name.
+    stream.conversation = event.session.id.replace(/^sess_/, "conv_");
+    showAddresses();
+  }
+  take(event);
+  showState();
+}
+
+const streamAddress = () => new URL("v1/whip?kind=captions", location.href).href;
+const conversationId = () => (settings.source === "whip" ? stream?.conversation : wire.resume?.conversation_id);
 
 let wakeLock = null;
 async function stayAwake() {
@@ -268,7 +328,7 @@ function show(turn) {
     }
   }
   at("now").dataset.id = turn.id;
-  if (following) at("text").scrollTop = at("text").scrollHeight;
+  if (atEnd) at("text").scrollTop = at("text").scrollHeight;
 }
 
 let lastNote = null;
@@ -292,9 +352,9 @@ function note(turn) {
   else lastNote = row;
 }
 
-let following = true;
+let atEnd = true;
 at("text").addEventListener("scroll", () => {
-  following = at("text").scrollTop + at("text").clientHeight > at("text").scrollHeight - 48;
+  atEnd = at("text").scrollTop + at("text").clientHeight > at("text").scrollHeight - 48;
 }, { passive: true });
 
 // ---- Showing ----
@@ -303,7 +363,8 @@ function showState() {
   const state =
     wire.state === "waiting" ? "lost" : wire.state === "connecting" ? "connecting" : conversation.hearing ? "hearing" : running ? "listening" : "idle";
   at("state").dataset.state = state;
-  at("state").querySelector(".state-words").textContent = state === "hearing" ? "Hearing speech" : STATES[state];
+  const listening = settings.source !== "whip" ? STATES.listening : stream ? "On the stream" : "Waiting for a stream";
+  at("state").querySelector(".state-words").textContent = { hearing: "Hearing speech", listening }[state] ?? STATES[state];
   at("start").textContent = running ? "Stop" : "Start";
   at("start").toggleAttribute("data-on", running);
   at("source").disabled = running;
@@ -311,7 +372,8 @@ function showState() {
 
 function showAddresses() {
   at("overlay-address").textContent = new URL("captions?overlay=1", location.href).href;
-  const id = wire.resume?.conversation_id;
+  at("whip-address").textContent = streamAddress();
+  const id = conversationId();
   at("vtt-address").textContent = id ? new URL(`v1/captions/${id}.vtt`, location.href).href : "this server keeps no captions";
 }
 
@@ -353,6 +415,7 @@ at("source").addEventListener("change", () => {
   settings.source = at("source").value;
   remember();
   showLooks();
+  showAddresses();
 });
 at("device").addEventListener("change", () => {
   settings.device = at("device").value;
@@ -382,7 +445,7 @@ at("copy-overlay").addEventListener("click", async () => {
 });
 for (const button of document.querySelectorAll("[data-form]")) {
   button.addEventListener("click", async () => {
-    if (!(await save(ask, wire.resume?.conversation_id, button.dataset.form))) notice("There is nothing to save yet.");
+    if (!(await save(ask, conversationId(), button.dataset.form))) notice("There is nothing to save yet.");
   });
 }
 at("anew").addEventListener("click", () => {
@@ -443,11 +506,13 @@ try {
 if (overlay) {
   document.documentElement.classList.add("overlay");
   if (query.has("token")) wire.token = query.get("token");
-  await follow();
+  if (query.has("whip")) startStream();
+  else await follow();
 } else {
   showAddresses();
   showState();
   void listDevices();
   format = await bestFormat();
   await begin();
+  if (query.has("whip")) startStream();
 }

@@ -41,6 +41,11 @@ pub(super) struct Back {
 }
 
 impl Back {
+    /// Whether nobody is to answer: only what is said is wanted.
+    pub(super) fn is_captions(&self) -> bool {
+        self.kind.as_deref() == Some("captions")
+    }
+
     /// The caller, with what is said here of it.
     pub(super) async fn caller(self, app: &App, mut caller: Caller) -> Result<Caller, Refused> {
         if let Some(kind) = self.kind {
@@ -105,7 +110,7 @@ fn journal(app: &App) -> Result<&Journal, Refused> {
 }
 
 /// Whose conversations may be read. A client secret is in the hands of somebody who may know their own alone.
-fn reader(access: &Access) -> Result<Tenant, Refused> {
+pub(super) fn reader(access: &Access) -> Result<Tenant, Refused> {
     if access.session.is_some() { Err(Refused::Secret) } else { Ok(access.tenant) }
 }
 

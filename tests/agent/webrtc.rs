@@ -385,9 +385,36 @@ async fn a_bad_network_loses_no_session_and_no_event() {
 }
 
 #[tokio::test]
+async fn a_stream_for_captions_is_written_down_and_not_answered() {
+    let mut server = serve(config()).await;
+    let mut phone = Phone::new(111).await;
+    let offer = phone.offer().await;
+    let refused = http(server.address, "POST", "/v1/whip?kind=radio", &[SDP], offer.as_bytes()).await;
+    assert!(refused.status == 400 && refused.body.contains("invalid_value"), "{}", refused.body);
+    let answer = http(server.address, "POST", "/v1/whip?kind=captions", &[SDP], offer.as_bytes()).await;
+    assert_eq!(answer.status, 201, "{}", answer.body);
+    let location = answer.header("location").unwrap().to_owned();
+    let reader = tokio::spawn({
+        let (address, events) = (server.address, format!("{location}/events"));
+        async move { http(address, "GET", &events, &[], b"").await }
+    });
+    phone.accept(&answer.body).await;
+    phone.connected().await;
+    phone.speak(&noise_f32(2.5, |t| (0.5..1.5).contains(&t))).await;
+    server.opened().await.read(["A", " word."]).await;
+    // What is written down is told; then it ends, and nobody was ever asked.
+    let list = http(server.address, "GET", "/v1/realtime/calls", &[], b"").await;
+    assert!(list.body.contains("\"kind\":\"captions\""), "{}", list.body);
+    assert_eq!(http(server.address, "DELETE", &location, &[], b"").await.status, 200);
+    let events = soon("the stream's end", reader).await.unwrap().body;
+    assert!(events.contains("speech_started") && !events.contains("response.created"), "{events}");
+    assert!(server.asked.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn whip_publishes_and_reads_by_server_sent_events() {
     let mut config = config();
-    config.server.api_tokens = vec![hearken::config::Secret::new("secret")];
+    config.server.api_tokens = ["secret", "other"].map(hearken::config::Secret::new).to_vec();
     config.webrtc.ice_servers = toml::from_str::<toml::Table>(
         "x = [{ urls = [\"turn:turn.example:3478\"], username = \"u\", credential = \"p\\\"w\" }]",
     )
@@ -421,6 +448,11 @@ async fn whip_publishes_and_reads_by_server_sent_events() {
     phone.accept(&answer.body).await;
     phone.connected().await;
     assert_eq!(http(server.address, "GET", &events, &[], b"").await.status, 401);
+    let list = http(server.address, "GET", "/v1/realtime/calls", &[token], b"").await;
+    let list: serde_json::Value = serde_json::from_str(&list.body).unwrap();
+    assert_eq!((list["data"].as_array().unwrap().len(), &list["data"][0]["events"]), (1, &events.as_str().into()));
+    let other = http(server.address, "GET", "/v1/realtime/calls", &[("Authorization", "Bearer other")], b"").await;
+    assert!(other.body.contains("\"data\":[]"), "{}", other.body);
     let reader = tokio::spawn({
         let (address, events) = (server.address, events.clone());
         async move { http(address, "GET", &events, &[token], b"").await }

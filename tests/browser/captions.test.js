@@ -154,6 +154,53 @@ describe("captions of a tab", () => {
   });
 });
 
+describe("captions of a stream", () => {
+  /** In a page of its own, as studio software would: the microphone is sent by WHIP. */
+  async function send() {
+    const peer = (window.sender = new RTCPeerConnection());
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false } });
+    peer.addTransceiver(stream.getAudioTracks()[0], { direction: "sendonly" });
+    await peer.setLocalDescription();
+    const answer = await fetch("/v1/whip?kind=captions", { method: "POST", body: peer.localDescription.sdp, headers: { "content-type": "application/sdp" } });
+    window.place = answer.headers.get("location");
+    await peer.setRemoteDescription({ type: "answer", sdp: await answer.text() });
+  }
+
+  it("are shown as they are sent, on the page and over OBS, and saved", async () => {
+    const browser = await openBrowser({ microphone: microphoneFile("stream.wav", 1, 3), loop: true });
+    const { page, context, seen } = await openPage(browser, server.url, { path: "captions", before: watch, acceptDownloads: true });
+    await waitState(page, "idle");
+    await page.getByLabel("From").selectOption("whip");
+    await page.getByRole("button", { name: "Start" }).press("Enter");
+    await page.getByText("Waiting for a stream. Let OBS").waitFor();
+    assert.match(await page.locator("#whip-address").textContent(), /\/v1\/whip\?kind=captions$/);
+    await page.screenshot({ path: out("captions-waiting.png") });
+    await accessible(page, "captions, waiting for a stream");
+    const overlay = await context.newPage();
+    await overlay.goto(`${server.url}captions?overlay=1&whip=1`);
+    const studio = await context.newPage();
+    await studio.goto(`${server.url}health`);
+    await studio.evaluate(send);
+    await page.bringToFront();
+    await lines(page, 1);
+    assert.match(await page.locator("#lines").textContent(), /capital|France/i);
+    assert.equal(await page.locator("#notice").isVisible(), false);
+    await lines(overlay, 1);
+    nothingErased(await page.evaluate(() => window.told));
+    await page.screenshot({ path: out("captions-stream.png") });
+    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "WebVTT" }).press("Enter")]);
+    assert.match(readFileSync(await download.path(), "utf8"), /^WEBVTT[^]*(capital|France)/i);
+    // The stream ends, and the page waits for another.
+    await studio.evaluate(() => fetch(window.place, { method: "DELETE" }));
+    await page.getByText("Waiting for a stream. Let OBS").waitFor();
+    await page.getByRole("button", { name: "Stop" }).press("Enter");
+    await waitState(page, "idle");
+    assert.equal(await page.locator("#notice").isVisible(), false);
+    blameless(seen);
+    await browser.close();
+  });
+});
+
 describe("captions that are refused the sound", () => {
   it("say what to do", async () => {
     const browser = await openBrowser({ microphone: null });

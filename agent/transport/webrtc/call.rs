@@ -16,6 +16,7 @@ use super::board::{Board, Next};
 use super::peer::{Events, Opened, Peer};
 use crate::audio::jitter::Stats;
 use crate::audio::rtp::RtpIntake;
+use crate::engine::Tenant;
 use crate::metrics::count;
 use crate::protocol::sdp::Offer;
 use crate::transport::listen::Caller;
@@ -36,6 +37,14 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// One call, as its handlers know it.
 pub(super) struct Call {
     pub(super) id: String,
+    /// The path under which it is known, `/v1/realtime/calls/…` or `/v1/whip/…`.
+    pub(super) location: String,
+    /// Whose it is: nobody else finds it in the list.
+    pub(super) tenant: Tenant,
+    /// `chat`, `captions` or `call`.
+    pub(super) kind: String,
+    /// Seconds since 1970.
+    pub(super) created: u64,
     pub(super) peer: Peer,
     pub(super) board: Arc<Board>,
     /// What was last agreed on, and how often.

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Extension, FromRequest as _, Multipart, Path, Query, Request, State};
@@ -13,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, get, post};
 use futures_util::stream::{self, Stream};
 use rand::Rng as _;
+use serde_json::{Value, json};
 use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 
@@ -23,7 +25,7 @@ use crate::metrics::count;
 use crate::protocol::openai::{ErrorBody, Kind, Refusal, SessionUpdate, parse_session};
 use crate::protocol::sdp::{self, Offer, SdpError};
 use crate::transport::auth::Access;
-use crate::transport::conversations::Back;
+use crate::transport::conversations::{self, Back};
 use crate::transport::listen::Caller;
 use crate::transport::visit::Refused;
 use crate::transport::{App, listen, visit};
@@ -39,7 +41,7 @@ pub(in crate::transport) fn routes() -> [(&'static str, MethodRouter<Arc<App>>);
     let call = || delete(hang_up).patch(change).options(options);
     let bounded = |methods: MethodRouter<Arc<App>>| methods.layer(DefaultBodyLimit::max(MOST_BODY));
     [
-        ("/v1/realtime/calls", bounded(start("/v1/realtime/calls"))),
+        ("/v1/realtime/calls", bounded(start("/v1/realtime/calls")).get(list)),
         ("/v1/realtime/calls/{id}", bounded(call())),
         ("/v1/realtime/calls/{id}/hangup", post(hang_up)),
         ("/v1/realtime/calls/{id}/events", get(events)),
@@ -120,6 +122,11 @@ async fn begin(
     let (offer, update) = timeout(visit::BODY, offered(request)).await.map_err(|_| Refused::slow())??;
     let offer = Offer::parse(&offer)?;
     let mut settings = listen::settings(&app, &access, Kind::Realtime);
+    if back.is_captions() {
+        // Studio software cannot say what it wants but by the address that it is given.
+        settings.include.push("hearken.captions.tentative".into());
+        settings.turn_detection.iter_mut().for_each(|detection| detection.create_response = false);
+    }
     if let Some(update) = update {
         settings.apply(update, &app.config.voice);
     }
@@ -129,14 +136,13 @@ async fn begin(
     };
     // A task of its own: a client that goes away in the middle ends this request, and must not leave half a connection behind.
     let begun = tokio::spawn(async move {
-        let (call, events, answer) = open(&app, offer).await?;
-        let location = format!("{base}/{}", call.id);
+        let (call, events, answer) = open(&app, offer, base, &caller).await?;
         let mut headers = HeaderMap::new();
-        set(&mut headers, header::LOCATION, &location);
+        set(&mut headers, header::LOCATION, &call.location);
         set(&mut headers, header::ETAG, &etag(0));
         set(&mut headers, HeaderName::from_static("accept-patch"), &format!("{FRAGMENT}, {SDP}"));
         set(&mut headers, header::CONTENT_TYPE, SDP);
-        link(&mut headers, &app, Some(&location));
+        link(&mut headers, &app, Some(&call.location));
         tokio::spawn(call::serve(app, call, events, caller, place));
         Ok((StatusCode::CREATED, headers, answer).into_response())
     });
@@ -151,7 +157,7 @@ fn failed(message: &str) -> Refused {
 }
 
 /// A connection for an offer, and its answer.
-async fn open(app: &App, offer: Offer) -> Result<(Arc<Call>, Events, String), Refused> {
+async fn open(app: &App, offer: Offer, base: &str, caller: &Caller) -> Result<(Arc<Call>, Events, String), Refused> {
     let port = app.calls.port.as_ref().ok_or_else(|| {
         bad(StatusCode::NOT_FOUND, "not_found", "WebRTC is not served here: webrtc.enabled is false.")
     })?;
@@ -168,8 +174,18 @@ async fn open(app: &App, offer: Offer) -> Result<(Arc<Call>, Events, String), Re
         }
     };
     let board = Arc::new(Board::new(app.config.limits.send_queue));
-    let call = Call { id: name(), peer, board, offer: Mutex::new((offer, 0)), hang_up: Notify::new() };
-    let call = Arc::new(call);
+    let (id, kind) = (name(), caller.kind.clone());
+    let call = Arc::new(Call {
+        location: format!("{base}/{id}"),
+        id,
+        tenant: caller.tenant,
+        kind,
+        created: app.now(),
+        peer,
+        board,
+        offer: Mutex::new((offer, 0)),
+        hang_up: Notify::new(),
+    });
     app.calls.remember(&call);
     count(&app.metrics.calls);
     Ok((call, events, answer))
@@ -218,6 +234,22 @@ fn link(headers: &mut HeaderMap, app: &App, location: Option<&str>) {
 
 fn quoted(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+/// GET: the calls that go on, so that somebody else can read along: captions of a stream that studio software sends, for one.
+async fn list(
+    State(app): State<Arc<App>>,
+    Extension(access): Extension<Access>,
+) -> Result<Json<Value>, conversations::Refused> {
+    let shown = |call: &Arc<Call>| {
+        let (location, events) = (&call.location, format!("{}/events", call.location));
+        json!({
+            "id": call.id, "object": "realtime.call", "kind": call.kind, "created": call.created,
+            "location": location, "events": events,
+        })
+    };
+    let data: Vec<Value> = app.calls.list(conversations::reader(&access)?).iter().map(shown).collect();
+    Ok(Json(json!({"object": "list", "data": data})))
 }
 
 async fn options(State(app): State<Arc<App>>) -> Response {

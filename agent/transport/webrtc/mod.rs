@@ -27,6 +27,7 @@ pub(super) use http::routes;
 use self::call::Call;
 use self::port::Port;
 use crate::config::Webrtc;
+use crate::engine::Tenant;
 
 /// The calls of a server, by their names.
 pub(super) struct Calls {
@@ -54,6 +55,13 @@ impl Calls {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Call>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A tenant's calls, the newest first.
+    fn list(&self, tenant: Tenant) -> Vec<Arc<Call>> {
+        let mut calls: Vec<_> = self.lock().values().filter(|call| call.tenant == tenant).cloned().collect();
+        calls.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
+        calls
     }
 
     fn find(&self, id: &str) -> Option<Arc<Call>> {
