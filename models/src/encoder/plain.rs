@@ -2,13 +2,14 @@
 //!
 //! Convolutions are products with windows of their input; norms and GELUs are made on the way into the products they belong to.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::Tensor;
 use candle_nn::LayerNorm;
 
 use super::{Block, Encoder};
-use crate::kernels::{Affine, DMatrix, Input, Packed, attend, forward, gelu_all};
+use crate::kernels::{Affine, Chunk, DMatrix, Input, Packed, attend, forward, gelu_all};
 use crate::mel::Mel;
 use crate::{Error, Result};
 
@@ -38,11 +39,24 @@ impl Norm {
     }
 }
 
-/// Keys and values `[position, state]` of a layer that the next block may see.
+/// Keys and values of a layer that the next block may see, a chunk of each block before it. A clone shares them.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
-    k: Vec<f32>,
-    v: Vec<f32>,
+pub(super) struct Seen(VecDeque<Arc<Chunk>>);
+
+impl Seen {
+    /// Lets go of all but the last `left` positions.
+    fn keep(&mut self, left: usize) {
+        let mut rows: usize = self.0.iter().map(|chunk| chunk.rows()).sum();
+        while let Some(oldest) = self.0.front_mut().filter(|_| rows > left) {
+            let others = rows - oldest.rows();
+            if others < left {
+                *oldest = Arc::new(oldest.last(left - others));
+                return;
+            }
+            self.0.pop_front();
+            rows = others;
+        }
+    }
 }
 
 impl Plain {
@@ -157,15 +171,11 @@ impl Encoder {
             let packs = Packs::of(block).expect("asked for where all are packed");
             let [q, k, v] = forward([packs.query, packs.key, packs.value], before.of(&x));
             let mixed = match &mut seen {
-                None => attend(&q, &k, &v, state, block.heads),
+                None => attend(&q, &[&Chunk::new(&k, &v, state, block.heads)]),
                 Some((seen, left)) => {
-                    let Seen { k: all_k, v: all_v } = &mut seen[i];
-                    all_k.extend(k);
-                    all_v.extend(v);
-                    let mixed = attend(&q, all_k, all_v, state, block.heads);
-                    let old = all_k.len().saturating_sub(*left * state);
-                    all_k.drain(..old);
-                    all_v.drain(..old);
+                    seen[i].0.push_back(Arc::new(Chunk::new(&k, &v, state, block.heads)));
+                    let mixed = attend(&q, &seen[i].0.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+                    seen[i].keep(*left);
                     mixed
                 }
             };

@@ -65,6 +65,7 @@ pub(super) fn stretch(tile: usize, rows: usize, columns: usize) -> (std::ops::Ra
 }
 
 /// f32 rows.
+#[derive(Debug)]
 pub(super) struct Columns {
     rows: usize,
     cols: usize,
@@ -92,21 +93,32 @@ impl Columns {
         }
     }
 
-    /// Puts a whole tile, `x` of rows `rows`, where it belongs: written straight through, which row by row it is not.
+    /// Puts a whole tile, the rows `rows` of `cols` numbers, where it belongs: written straight through, which row by row it is not.
     ///
     /// # Safety
     /// As for [`Columns::fill`], for all of the tile's rows; `rows` of `all` must be a tile.
-    pub(super) unsafe fn fill_tile(slots: &Slots<f32>, rows: std::ops::Range<usize>, all: usize, x: &[f32]) {
-        let cols = x.len() / rows.len();
+    pub(super) unsafe fn fill_tile<'a>(
+        slots: &Slots<f32>,
+        rows: std::ops::Range<usize>,
+        all: usize,
+        cols: usize,
+        row: impl Fn(usize) -> &'a [f32],
+    ) {
         let (range, own) = stretch(rows.start / TILE, all, cols);
-        assert!(rows.start.is_multiple_of(TILE) && rows.len() == own && x.len() == own * cols);
+        assert!(rows.start.is_multiple_of(TILE) && rows.len() == own);
         // SAFETY: places of this tile alone.
         let out = unsafe { slots.part(range.start, range.len()) };
         let mut sources: [&[f32]; TILE] = [&[]; TILE];
-        sources.iter_mut().zip(x.chunks_exact(cols.max(1))).for_each(|(to, row)| *to = row);
+        sources.iter_mut().zip(rows).for_each(|(to, i)| *to = &row(i)[..cols]);
         for (k, out) in out.chunks_exact_mut(own).enumerate() {
             out.iter_mut().zip(&sources).for_each(|(to, row)| *to = row[k]);
         }
+    }
+
+    /// Row `i`.
+    pub(super) fn row(&self, i: usize) -> Vec<f32> {
+        let (first, stride) = place(i, self.rows, self.cols);
+        (0..self.cols).map(|k| self.values[first + k * stride]).collect()
     }
 
     /// The tile's `[cols, rows]`, and its rows.

@@ -258,7 +258,7 @@ fn ready(layers: &[&Affine], x: Input<'_>, n: usize, cols: usize, level: Level) 
         let x = x.make(rows.clone(), cols, &mut buffer, level);
         if let Some(to) = &dense {
             // SAFETY: `out` lives until all tasks are done, and each tile belongs to one task.
-            unsafe { Columns::fill_tile(to, rows.clone(), n, x) };
+            unsafe { Columns::fill_tile(to, rows.clone(), n, cols, |i| &x[(i - rows.start) * cols..]) };
         }
         for (row, x) in rows.clone().zip(x.chunks_exact(cols)) {
             // SAFETY: as above, and each row belongs to one task.

@@ -10,38 +10,95 @@ use super::pack::PANEL;
 use super::rows::exp;
 use super::threads;
 
+/// Keys and values of consecutive rows, in the order in which the products read them: packed once, attended to often.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    rows: usize,
+    /// Numbers of a head.
+    head: usize,
+    heads: Vec<Head>,
+}
+
 /// Keys and values of one head.
+#[derive(Debug)]
 struct Head {
     keys: Columns,
     /// `[head / PANEL, keys]`, what a head lacks of a panel zero.
     values: Vec<Column>,
 }
 
-/// `q [n, heads · head]` over `k` and `v [m, heads · head]`, every row over all of them: `[n, heads · head]`.
+impl Chunk {
+    /// Packs `k` and `v [n, heads · head]`, `width` numbers a row.
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub(crate) fn new(k: &[f32], v: &[f32], width: usize, heads: usize) -> Self {
+        let (rows, head) = (k.len() / width, width / heads);
+        assert!(k.len() == rows * width && v.len() == k.len() && head * heads == width);
+        Self::of(rows, head, heads, |h, i| {
+            let own = i * width + h * head..i * width + (h + 1) * head;
+            (&k[own.clone()], &v[own])
+        })
+    }
+
+    /// `row` gives key and value of a head and a row.
+    fn of<'a>(
+        rows: usize,
+        head: usize,
+        heads: usize,
+        row: impl Fn(usize, usize) -> (&'a [f32], &'a [f32]) + Sync,
+    ) -> Self {
+        let heads = threads::map(heads, |h| {
+            let mut keys = Columns::new(rows, head);
+            let slots = keys.slots();
+            for first in (0..rows).step_by(TILE) {
+                let own = first..rows.min(first + TILE);
+                // SAFETY: `keys` is here, and this thread's alone.
+                unsafe { Columns::fill_tile(&slots, own, rows, head, |i| row(h, i).0) };
+            }
+            let mut values = vec![Column([0.0; PANEL]); head.div_ceil(PANEL) * rows];
+            for i in 0..rows {
+                for (p, part) in row(h, i).1.chunks(PANEL).enumerate() {
+                    values[p * rows + i].0[..part.len()].copy_from_slice(part);
+                }
+            }
+            Head { keys, values }
+        });
+        Self { rows, head, heads }
+    }
+
+    /// How many rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Its last `n` rows alone.
+    pub(crate) fn last(&self, n: usize) -> Self {
+        let skip = self.rows - n;
+        let rows: Vec<Vec<(Vec<f32>, Vec<f32>)>> = threads::map(self.heads.len(), |h| {
+            let Head { keys, values } = &self.heads[h];
+            let value = |i: usize| values.chunks_exact(self.rows).flat_map(|p| p[i].0).take(self.head).collect();
+            (skip..self.rows).map(|i| (keys.row(i), value(i))).collect()
+        });
+        Self::of(n, self.head, self.heads.len(), |h, i| (&rows[h][i].0, &rows[h][i].1))
+    }
+}
+
+/// `q [n, heads · head]` over all rows of `chunks`, in order: `[n, heads · head]`. How they are cut makes no difference.
 ///
 /// # Panics
 /// If the shapes do not fit, or there are no keys.
-pub(crate) fn attend(q: &[f32], k: &[f32], v: &[f32], width: usize, heads: usize) -> Vec<f32> {
-    attend_at(q, k, v, width, heads, Level::best())
+pub(crate) fn attend(q: &[f32], chunks: &[&Chunk]) -> Vec<f32> {
+    attend_at(q, chunks, Level::best())
 }
 
-fn attend_at(q: &[f32], k: &[f32], v: &[f32], width: usize, heads: usize, level: Level) -> Vec<f32> {
-    let (n, m, head) = (q.len() / width, k.len() / width, width / heads);
-    assert!(q.len() == n * width && k.len() == m * width && v.len() == k.len() && head * heads == width && m > 0);
-    let panels = head.div_ceil(PANEL);
-    let packed = threads::map(heads, |h| {
-        let mut keys = Columns::new(m, head);
-        let slots = keys.slots();
-        let mut values = vec![Column([0.0; PANEL]); panels * m];
-        for (i, (k, v)) in k.chunks_exact(width).zip(v.chunks_exact(width)).enumerate() {
-            // SAFETY: `keys` is here, and this thread's alone.
-            unsafe { Columns::fill(&slots, i, m, &k[h * head..(h + 1) * head]) };
-            for (p, part) in v[h * head..(h + 1) * head].chunks(PANEL).enumerate() {
-                values[p * m + i].0[..part.len()].copy_from_slice(part);
-            }
-        }
-        Head { keys, values }
-    });
+fn attend_at(q: &[f32], chunks: &[&Chunk], level: Level) -> Vec<f32> {
+    let m: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+    assert!(m > 0, "there is something to attend to");
+    let (heads, head) = (chunks[0].heads.len(), chunks[0].head);
+    let width = heads * head;
+    let n = q.len() / width;
+    assert!(q.len() == n * width && chunks.iter().all(|chunk| (chunk.heads.len(), chunk.head) == (heads, head)));
     let mut out = vec![0f32; q.len()];
     let slots = Slots::new(&mut out);
     let tiles = n.div_ceil(TILE);
@@ -55,16 +112,26 @@ fn attend_at(q: &[f32], k: &[f32], v: &[f32], width: usize, heads: usize, level:
             panel.iter_mut().zip(own).for_each(|(column, q)| column.0[r] = q * scale);
         }
         let mut scores = vec![[0f32; PANEL]; m];
-        for (i, scores) in scores.chunks_mut(TILE).enumerate() {
-            let (keys, count) = packed[h].keys.tile(i);
-            let mut sums = [[0f32; PANEL]; TILE];
-            add(&panel, keys, count, &mut sums, level);
-            scores.copy_from_slice(&sums[..count]);
+        let mut rest = &mut scores[..];
+        for chunk in chunks {
+            for i in 0..chunk.rows.div_ceil(TILE) {
+                let (keys, count) = chunk.heads[h].keys.tile(i);
+                let mut sums = [[0f32; PANEL]; TILE];
+                add(&panel, keys, count, &mut sums, level);
+                let (own, later) = rest.split_at_mut(count);
+                own.copy_from_slice(&sums[..count]);
+                rest = later;
+            }
         }
         let sums = softmax(&mut scores, level);
-        for (p, values) in packed[h].values.chunks_exact(m).enumerate() {
+        for p in 0..head.div_ceil(PANEL) {
             let mut mixed = [[0f32; PANEL]; TILE];
-            add(values, scores.as_flattened(), TILE, &mut mixed, level);
+            let mut from = 0;
+            for chunk in chunks.iter().filter(|chunk| chunk.rows > 0) {
+                let values = &chunk.heads[h].values[p * chunk.rows..(p + 1) * chunk.rows];
+                add(values, scores[from..from + chunk.rows].as_flattened(), TILE, &mut mixed, level);
+                from += chunk.rows;
+            }
             let lanes = PANEL.min(head - p * PANEL);
             for (r, mixed) in mixed[..rows].iter().enumerate() {
                 // SAFETY: `out` is here, and a tile of a head is one task's.
@@ -137,11 +204,19 @@ mod tests {
             let width = heads * head;
             let mut numbers = |n: usize| -> Vec<f32> { (0..n).map(|_| rng.random_range(-2.0..2.0)).collect() };
             let (q, k, v) = (numbers(n * width), numbers(m * width), numbers(m * width));
+            let whole = Chunk::new(&k, &v, width, heads);
             for level in Level::all() {
-                let ours = attend_at(&q, &k, &v, width, heads, level);
+                let ours = attend_at(&q, &[&whole], level);
+                for cut in [0, 1, m / 2].into_iter().filter(|cut| *cut < m) {
+                    let (first, rest) = (&k[..cut * width], &k[cut * width..]);
+                    let first = Chunk::new(first, &v[..cut * width], width, heads);
+                    let rest = Chunk::new(rest, &v[cut * width..], width, heads);
+                    assert_eq!(attend_at(&q, &[&first, &rest], level), ours, "cut at {cut}");
+                    assert_eq!(attend_at(&q, &[&whole.last(m - cut)], level), attend_at(&q, &[&rest], level));
+                }
                 for (i, ours) in ours.chunks(width).enumerate() {
                     let own = &q[i * width..(i + 1) * width];
-                    assert_eq!(attend_at(own, &k, &v, width, heads, level), ours);
+                    assert_eq!(attend_at(own, &[&whole], level), ours);
                     for h in 0..heads {
                         let part = |x: &[f32], i: usize, d: usize| f64::from(x[i * width + h * head + d]);
                         let score = |j: usize| (0..head).map(|d| part(&q, i, d) * part(&k, j, d)).sum::<f64>();

@@ -28,7 +28,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 pub(crate) use activations::Slots;
 use activations::{Sums, Tile};
 pub(crate) use affine::{Affine, Packed, forward};
-pub(crate) use attention::attend;
+pub(crate) use attention::{Chunk, attend};
 pub(crate) use dense::DMatrix;
 pub(crate) use pack::{QMatrix, repack};
 pub(crate) use rows::{Input, gelu_all, normed};
