@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Command;
-use super::prompt::{self, Ears, Filling, SLICE, Unread};
+use super::prompt::{self, Ears, Filling, Names, SLICE, Unread};
 use super::reader::{Agreement, Reader};
 use super::track::Track;
 use crate::engine::{Caption, Feed, Listen, SessionId};
@@ -144,8 +144,8 @@ impl Listener {
         listen: &Listen,
         mut track: Track,
         heard: Option<&Ears>,
-        inlet: Arc<Inlet>,
-        captions: mpsc::Sender<Caption>,
+        names: &mut Names,
+        (inlet, captions): (Arc<Inlet>, mpsc::Sender<Caption>),
     ) -> Result<Self> {
         let mut pieces = model.format.render(&listen.conversation, &listen.tools, Thinking::On);
         // What comes behind the growing sound is not known yet.
@@ -160,7 +160,7 @@ impl Listener {
             }
         }
         let salt = Salt(listen.tenant.0);
-        let parts = prompt::parts(model, &listen.conversation, &pieces)?;
+        let parts = prompt::parts(model, &listen.conversation, &pieces, names)?;
         let before = prompt::units(&parts);
         let mut wanted = before.clone();
         if let Some(samples) = &begun {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use hearken_models::kv::{Pool, Unit};
 
-use super::prompt::Ears;
+use super::prompt::{Ears, Names};
 use super::track::Track;
 use crate::engine::SessionId;
 
@@ -20,6 +20,7 @@ pub(super) struct Memory {
     pub(super) ears: Option<Ears>,
     /// Words of the newest sounds, by the sounds' names.
     read: Vec<(Unit, String)>,
+    pub(super) names: Names,
     used: u64,
 }
 
@@ -49,7 +50,7 @@ impl Memories {
     /// A session's memory, which counts as used now.
     pub(super) fn of(&mut self, session: SessionId) -> &mut Memory {
         self.uses += 1;
-        let empty = || Memory { track: None, ears: None, read: Vec::new(), used: 0 };
+        let empty = || Memory { track: None, ears: None, read: Vec::new(), names: Names::default(), used: 0 };
         let memory = self.sessions.entry(session).or_insert_with(empty);
         memory.used = self.uses;
         memory

@@ -146,8 +146,29 @@ pub(super) fn newest_sounds(conversation: &[Item]) -> usize {
     conversation.iter().rfind(is_user).map_or(0, sounds)
 }
 
+/// The names of the sounds of a session's newest prompt, so that a long conversation is not hashed anew at each of its turns. A sound is known
+/// again by being the very same memory, which is held here as long as its names are.
+#[derive(Debug, Default)]
+pub(super) struct Names(Vec<(Arc<[f32]>, Vec<Vec<Unit>>)>);
+
+impl Names {
+    /// The names of a sound, segment by segment.
+    fn take(&mut self, model: &Checkpoint, samples: &Arc<[f32]>) -> Vec<Vec<Unit>> {
+        match self.0.iter().position(|(known, _)| Arc::ptr_eq(known, samples)) {
+            Some(i) => self.0.swap_remove(i).1,
+            None => samples.chunks(SEGMENT).map(|segment| model.sound_units(segment)).collect(),
+        }
+    }
+}
+
 /// The parts of a rendered conversation.
-pub(super) fn parts(model: &Checkpoint, conversation: &[Item], pieces: &[Piece]) -> Result<Vec<Part>> {
+pub(super) fn parts(
+    model: &Checkpoint,
+    conversation: &[Item],
+    pieces: &[Piece],
+    names: &mut Names,
+) -> Result<Vec<Part>> {
+    let mut used = Vec::new();
     let newest = newest_sounds(conversation);
     let mut left = pieces.iter().filter(|p| matches!(p, Piece::Sound(_))).count();
     let mut parts = Vec::new();
@@ -156,15 +177,17 @@ pub(super) fn parts(model: &Checkpoint, conversation: &[Item], pieces: &[Piece])
             Piece::Control(text) => parts.push(Part::Tokens(model.tokenizer.control(text)?)),
             Piece::Text(text) => parts.push(Part::Tokens(model.tokenizer.text(text)?)),
             Piece::Sound(samples) => {
-                for start in (0..samples.len()).step_by(SEGMENT) {
+                let segments = names.take(model, samples);
+                for (start, units) in (0..).step_by(SEGMENT).zip(segments.clone()) {
                     let range = start..samples.len().min(start + SEGMENT);
-                    let units = model.sound_units(&samples[range.clone()]);
                     parts.push(Part::Sound(Sound { samples: samples.clone(), range, units, newest: left <= newest }));
                 }
+                used.push((samples.clone(), segments));
                 left -= 1;
             }
         }
     }
+    *names = Names(used);
     Ok(parts)
 }
 

@@ -172,7 +172,8 @@ impl Schedule {
 
     fn begin_turn(&mut self, job: Job) {
         let events = job.events.clone();
-        let begun = Plan::new(&self.model, &job.request).and_then(|plan| self.admit(job, plan));
+        let names = &mut self.memories.of(job.request.session).names;
+        let begun = Plan::new(&self.model, &job.request, names).and_then(|plan| self.admit(job, plan));
         match begun {
             Ok(turn) => self.live.push(turn),
             Err(error) => {
@@ -208,8 +209,8 @@ impl Schedule {
     fn begin_ear(&mut self, ear: Ear) {
         let memory = self.memories.of(ear.listen.session);
         let track = memory.track.take().unwrap_or_else(|| Track::new(&self.pool));
-        let heard = memory.ears.as_ref();
-        let begun = Listener::begin(&self.model, &ear.listen, track, heard, ear.inlet, ear.captions);
+        let (heard, names, ends) = (memory.ears.as_ref(), &mut memory.names, (ear.inlet, ear.captions));
+        let begun = Listener::begin(&self.model, &ear.listen, track, heard, names, ends);
         match begun {
             Ok(listener)
                 if self.memories.make_room(&self.pool, listener.blocks() + SEGMENT_BLOCKS, promised(&self.live)) =>

@@ -18,7 +18,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use super::Job;
 use super::call::{Call, Written};
 use super::memory::Memory;
-use super::prompt::{self, Ears, Filling, Part, Unread};
+use super::prompt::{self, Ears, Filling, Names, Part, Unread};
 use super::reader::Reader;
 use super::track::Track;
 use crate::engine::{Calling, EngineError, Event, Finish, Item, Pace, Request, SessionId, Thinking, Timings, Usage};
@@ -93,7 +93,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(model: &Checkpoint, request: &Request) -> std::result::Result<Self, EngineError> {
+    pub(super) fn new(
+        model: &Checkpoint,
+        request: &Request,
+        names: &mut Names,
+    ) -> std::result::Result<Self, EngineError> {
         let render = |thinking| model.format.render(&request.conversation, &request.tools, thinking);
         let mut pieces = render(request.thinking);
         let spoken = model.words.is_some() && prompt::newest_sounds(&request.conversation) > 0;
@@ -102,7 +106,7 @@ impl Plan {
         if words_alone {
             pieces = render(Thinking::On);
         }
-        let parts = prompt::parts(model, &request.conversation, &pieces).map_err(failed)?;
+        let parts = prompt::parts(model, &request.conversation, &pieces, names).map_err(failed)?;
         let units = prompt::units(&parts);
         let tokens = units.len() + request.thinking_budget + request.max_reply_tokens;
         let limit = model.decoder.config().max_position_embeddings;
