@@ -45,6 +45,8 @@ impl Engine for WholeFile<'static> {
 struct Sample {
     pause: f64,
     over: f64,
+    /// Tokens of the prompt that were not in the KV when the turn began.
+    new: f64,
     queued: f64,
     encode: f64,
     words: f64,
@@ -57,13 +59,14 @@ struct Sample {
 impl Sample {
     fn of(marks: &Marks) -> Option<Self> {
         let (said, begun, over) = (marks.said?, marks.begun?, marks.over?);
-        let (_, timings) = marks.done?;
+        let (usage, timings) = marks.done?;
         let (reasoning, reply) = (marks.reasoning.or(marks.reply)?, marks.reply?);
         let ms = |d: Duration| d.as_secs_f64() * 1e3;
         let since = |from: tokio::time::Instant, to: tokio::time::Instant| ms(to.saturating_duration_since(from));
         Some(Self {
             pause: since(said, begun),
             over: since(said, over),
+            new: (usage.sound_tokens + usage.text_tokens - usage.cached_tokens) as f64,
             queued: ms(timings.queued),
             encode: ms(timings.encode),
             words: ms(timings.words),
@@ -94,9 +97,9 @@ pub(super) async fn run(local: Local, mut config: Config, speech: &Speech, turns
     offline.thinking.speculate = false;
     if !json {
         println!(
-            "| turn | heard | speech s | pause found | turn over | queued | encode | words | prefill | decode | first token after the pause (p95) | first reply token (p95) | shown after the last sample (p95) |"
+            "| turn | heard | speech s | pause found | turn over | new tokens | queued | encode | words | prefill | decode | first token after the pause (p95) | first reply token (p95) | shown after the last sample (p95) |"
         );
-        println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+        println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     }
     let mut id = 0;
     let paths: [(&str, &dyn Engine, Arc<Config>); 2] =
@@ -146,7 +149,7 @@ fn row(number: usize, path: &str, length: u32, samples: &[Sample], json: bool) {
     if json {
         let line = serde_json::json!({
             "turn": number, "path": path, "seconds": length, "samples": samples.len(),
-            "pause_ms": mid(|s| s.pause), "over_ms": mid(|s| s.over),
+            "pause_ms": mid(|s| s.pause), "over_ms": mid(|s| s.over), "new_tokens": mid(|s| s.new),
             "queued_ms": mid(|s| s.queued), "encode_ms": mid(|s| s.encode), "words_ms": mid(|s| s.words), "prefill_ms": mid(|s| s.prefill), "decode_ms": decode,
             "first_ms": first.0, "first_p95_ms": first.1, "reply_ms": reply.0, "reply_p95_ms": reply.1,
             "shown_ms": shown.0, "shown_p95_ms": shown.1,
@@ -154,9 +157,10 @@ fn row(number: usize, path: &str, length: u32, samples: &[Sample], json: bool) {
         println!("{line}");
     } else {
         println!(
-            "| {number} | {path} | {length} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {decode:.0} | {:.0} ({:.0}) | {:.0} ({:.0}) | {:.0} ({:.0}) |",
+            "| {number} | {path} | {length} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {decode:.0} | {:.0} ({:.0}) | {:.0} ({:.0}) | {:.0} ({:.0}) |",
             mid(|s| s.pause),
             mid(|s| s.over),
+            mid(|s| s.new),
             mid(|s| s.queued),
             mid(|s| s.encode),
             mid(|s| s.words),

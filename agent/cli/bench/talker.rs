@@ -16,6 +16,8 @@ use crate::session::{Birth, EarId, Input, Output, Session, TurnId};
 
 /// Samples of one packet: 20 ms.
 const PACKET: usize = RATE as usize / 50;
+/// Silence before a turn: 500 ms, of which the session keeps what its config says.
+const BEFORE: usize = RATE as usize / 2;
 /// The end of a turn is told in real time, however hasty the talker.
 const REAL_TIME: usize = 5 * RATE as usize / 2;
 /// An answer that takes longer is none.
@@ -107,6 +109,12 @@ impl<'a> Talker<'a> {
     pub(in crate::cli) async fn converse(&mut self, speech: &[f32]) -> Result<Marks> {
         self.marks = Marks::default();
         let mut at = Instant::now();
+        // Nobody speaks the moment a microphone opens: without something before it, a first turn would be shorter than all later ones.
+        for _ in 0..BEFORE / PACKET {
+            at += Duration::from_millis(20) / self.haste;
+            self.wait(at).await;
+            self.input(Input::Sound { samples: &[0.0; PACKET], lost: 0 });
+        }
         for (i, packet) in speech.chunks(PACKET).enumerate() {
             let hasty = speech.len() - i * PACKET > REAL_TIME;
             at += Duration::from_millis(20) / if hasty { self.haste } else { 1 };

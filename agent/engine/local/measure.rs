@@ -41,13 +41,14 @@ const fn fork(name: &'static str, context: usize) -> Measured {
     Measured { name, unit: "forks/s", amount: 1.0, context, tokens: 0, streams: 1, passes: 1 }
 }
 
-const WORKS: [Measured; 11] = [
+const WORKS: [Measured; 12] = [
     encoder("encoder 30 s (with mel)", 30),
     encoder("encoder 5 s (with mel)", 5),
     encoder("hear 5 s (mel, encoder, adaptor)", 5),
     encoder("hear 25 s", 25),
     decoder("prefill 512", 0, 512, 1, 1),
     decoder("prefill 13 at 500", 500, 13, 1, 4),
+    decoder("prefill 13 at 1500", 1500, 13, 1, 4),
     decoder("decode at 128", 128, 1, 1, 16),
     decoder("decode at 2048", 2048, 1, 1, 16),
     decoder("decode 8 streams at 128", 128, 1, 8, 8),
