@@ -4,7 +4,7 @@ use hearken::config::{Config, Rule, Secret};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Server, config, serve, soon, speech, stereo, wav};
+use crate::harness::{Answer, Server, listening, serve, soon, speech, stereo, wav};
 use crate::journal::kept;
 
 const PATH: &str = "/v1/calls";
@@ -53,8 +53,7 @@ impl Script {
 }
 
 fn quiet() -> Config {
-    // With the detector that knows voices.
-    let mut config = Config { voice: Config::default().voice, ..config() };
+    let mut config = listening();
     config.calls.notes = false;
     config
 }

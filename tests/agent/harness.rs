@@ -161,6 +161,11 @@ pub fn config() -> Config {
     config
 }
 
+/// The same with the detector that knows voices, as it comes.
+pub fn listening() -> Config {
+    Config { voice: Config::default().voice, ..config() }
+}
+
 pub async fn serve(config: Config) -> Server {
     let (asked_tx, asked) = mpsc::unbounded_channel();
     let (opened_tx, opened) = mpsc::unbounded_channel();

@@ -5,7 +5,7 @@ use hearken::engine::{Caption, Content, Event, Item, Role};
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Asked, Client, config, noise, serve, soon, speech};
+use crate::harness::{Asked, Client, config, listening, noise, serve, soon, speech};
 
 const COMMITTED: [&str; 3] = ["input_audio_buffer.committed", "conversation.item.added", "conversation.item.done"];
 
@@ -172,7 +172,7 @@ async fn real_speech_in_opus_packets_is_found_by_the_network() {
     let mut sound = speech("jfk.wav");
     let spoken_ms = sound.len() as u64 / 16;
     sound.resize(sound.len() + 16_000, 0.0);
-    let server = serve(hearken::config::Config::default()).await;
+    let server = serve(listening()).await;
     let mut client = server.connect().await;
     let turns = json!({"type": "server_vad", "silence_duration_ms": 1000, "create_response": false});
     client.update(json!({"audio": {"input": {"format": {"type": "audio/opus"}, "turn_detection": turns}}})).await;

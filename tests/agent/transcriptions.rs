@@ -1,10 +1,9 @@
 //! Transcriptions: a file is cut at its pauses, each utterance is read, and the words come back in the form that was asked for.
 
-use hearken::config::Config;
 use hearken::engine::{Caption, Content, Event, Item};
 use serde_json::{Value, json};
 
-use crate::harness::{config, noise_f32, serve, soon, speech, syllables, wav};
+use crate::harness::{config, listening, noise_f32, serve, soon, speech, syllables, wav};
 
 const PATH: &str = "/v1/audio/transcriptions";
 
@@ -103,7 +102,7 @@ async fn without_an_ear_for_words_the_model_itself_is_asked() {
 /// Speech from the first sample to the last, real, with the detector that is the default.
 #[tokio::test]
 async fn a_file_that_ends_with_its_last_word_is_heard_to_its_end() {
-    let mut server = serve(Config::default()).await;
+    let mut server = serve(listening()).await;
     let clip = speech("sense_and_sensibility_01_austen_64kb-0930.wav");
     let sent = server.send_form(PATH, Some(&wav(&clip)), &[]).await;
     let opened = server.opened().await;

@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 /// Serves nano on a free port, greedy, and gives the address of its WebSocket.
 async fn serve() -> String {
-    let flags = vec![("sampling.temperature".into(), "0".into())];
+    let flags = vec![("sampling.temperature".into(), "0".into()), ("journal.enabled".into(), "false".into())];
     let config = Config::load(&Layers { flags, ..Layers::default() }).unwrap();
     let options = LocalOptions {
         path: crate::nano_directory(),

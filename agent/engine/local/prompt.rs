@@ -149,11 +149,14 @@ pub(super) fn newest_sounds(conversation: &[Item]) -> usize {
 /// The names of the sounds of a session's newest prompt, so that a long conversation is not hashed anew at each of its turns. A sound is known
 /// again by being the very same memory, which is held here as long as its names are.
 #[derive(Debug, Default)]
-pub(super) struct Names(Vec<(Arc<[f32]>, Vec<Vec<Unit>>)>);
+pub(super) struct Names(Vec<(Arc<[f32]>, Segments)>);
+
+/// The names of each segment's tokens.
+type Segments = Vec<Vec<Unit>>;
 
 impl Names {
     /// The names of a sound, segment by segment.
-    fn take(&mut self, model: &Checkpoint, samples: &Arc<[f32]>) -> Vec<Vec<Unit>> {
+    fn take(&mut self, model: &Checkpoint, samples: &Arc<[f32]>) -> Segments {
         match self.0.iter().position(|(known, _)| Arc::ptr_eq(known, samples)) {
             Some(i) => self.0.swap_remove(i).1,
             None => samples.chunks(SEGMENT).map(|segment| model.sound_units(segment)).collect(),
