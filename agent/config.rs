@@ -216,6 +216,10 @@ pub struct Voice {
     pub pause_ms: u32,
     /// Silence that ends a turn.
     pub silence_duration_ms: u32,
+    /// Where the model is asked (`semantic_vad`): at or above this chance that the speaker has finished, the turn is over at once.
+    pub finished_above: f32,
+    /// At or below it, the turn goes on as long as the client's eagerness allows; in between silence decides.
+    pub unfinished_below: f32,
     /// Voice that begins one: shorter noises do not interrupt.
     pub min_speech_ms: u32,
     /// A turn is handed to the model in segments of at most this length; its encoder takes 25 s.
@@ -232,6 +236,8 @@ impl Default for Voice {
             prefix_padding_ms: 300,
             pause_ms: 200,
             silence_duration_ms: 500,
+            finished_above: 0.8,
+            unfinished_below: 0.3,
             min_speech_ms: 100,
             max_segment_seconds: 25.0,
             idle_timeout_ms: 0,
@@ -527,6 +533,9 @@ impl Config {
         }
         if !(v.threshold > 0.0 && v.threshold < 1.0) {
             return unfit("voice.threshold", "must be between 0 and 1");
+        }
+        if !(0.0 <= v.unfinished_below && v.unfinished_below < v.finished_above && v.finished_above <= 1.0) {
+            return unfit("voice.unfinished_below", "must be below voice.finished_above, and both between 0 and 1");
         }
         if v.prefix_padding_ms > 5000 {
             return unfit("voice.prefix_padding_ms", "must be at most 5000");

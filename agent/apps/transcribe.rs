@@ -11,8 +11,8 @@ use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Voice;
 use crate::engine::{
-    Calling, Content, Engine, EngineError, Event, Item, Listen, Listening, Pace, Request, Role, Sampling, SessionId,
-    Tenant, Thinking, Turn,
+    Calling, Content, Ending, Engine, EngineError, Event, Item, Listen, Listening, Pace, Request, Role, Sampling,
+    SessionId, Tenant, Thinking, Turn,
 };
 use crate::session::segment::{Ear, Heard};
 
@@ -185,6 +185,7 @@ impl<'a> Words<'a> {
             max_reply_tokens: MOST_WORDS,
             sampling: Sampling::greedy(),
             words: false,
+            ending: Ending::Known,
         })
     }
 }

@@ -154,6 +154,8 @@ pub struct Gate {
     detector: Box<dyn Detector>,
     config: GateConfig,
     state: State,
+    /// Silence that closes it this once, samples.
+    patience: Option<u64>,
     /// Position after the last frame.
     heard: u64,
 }
@@ -170,7 +172,7 @@ enum State {
 impl Gate {
     /// A closed gate at position 0.
     pub fn new(detector: Box<dyn Detector>, config: GateConfig) -> Self {
-        Self { detector, config, state: State::Silent, heard: 0 }
+        Self { detector, config, state: State::Silent, patience: None, heard: 0 }
     }
 
     /// The next frame begins at this position.
@@ -181,7 +183,12 @@ impl Gate {
 
     /// New settings from the next frame on.
     pub fn configure(&mut self, config: GateConfig) {
-        self.config = config;
+        (self.config, self.patience) = (config, None);
+    }
+
+    /// The silence that there is now closes it after so many samples. Of the next one that is not said.
+    pub fn wait(&mut self, silence: usize) {
+        self.patience = self.is_open().then_some(silence as u64);
     }
 
     /// Whether somebody speaks now.
@@ -211,6 +218,9 @@ impl Gate {
         self.heard += FRAME as u64;
         let bar = if self.state == State::Silent { self.config.threshold } else { self.config.threshold - 0.15 };
         let voice = p >= bar.max(0.01);
+        if voice || !self.is_open() {
+            self.patience = None;
+        }
         match self.state {
             State::Silent | State::Rising(_) if voice => {
                 let since = self.rising_since().unwrap_or(begin);
@@ -229,7 +239,7 @@ impl Gate {
                 self.state = State::Open(self.heard);
                 None
             }
-            State::Open(last) if self.heard - last >= self.config.silence as u64 => {
+            State::Open(last) if self.heard - last >= self.patience.unwrap_or(self.config.silence as u64) => {
                 self.state = State::Silent;
                 Some(GateEvent::Stopped(last))
             }

@@ -12,7 +12,9 @@ use super::Settings;
 use super::remote::{Remote, Target, as_local, pcm16};
 use super::terminal::Terminal;
 use crate::audio::{RATE, file};
-use crate::engine::{Calling, Content, Engine as _, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking};
+use crate::engine::{
+    Calling, Content, Ending, Engine as _, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking,
+};
 
 #[derive(Debug, Args)]
 pub(super) struct Ask {
@@ -75,6 +77,7 @@ impl Ask {
             max_reply_tokens: config.thinking.max_reply_tokens,
             sampling,
             words: false,
+            ending: Ending::Known,
         };
         let engine = super::engine(&config)?;
         let mut turn = engine.respond(request)?;

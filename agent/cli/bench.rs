@@ -3,6 +3,7 @@
 mod latency;
 mod sessions;
 pub(super) mod talker;
+mod turns;
 mod voice;
 
 use std::path::PathBuf;
@@ -21,16 +22,19 @@ pub(super) struct Bench {
     /// What to measure.
     #[arg(default_value = "works")]
     what: What,
-    /// Speech to measure with, for all but `works`.
+    /// Speech to measure with, for all but `works`; for `turns` a folder that scripts/bench.d/turns.py made.
     #[arg(long, default_value = "tests/audio/jfk.wav")]
     speech: PathBuf,
     /// Turns of each kind, for all but `works`.
     #[arg(long, default_value_t = 20)]
     turns: usize,
+    /// Speakers at once, for `turns`.
+    #[arg(long, default_value_t = 2)]
+    streams: usize,
     /// Runs of each measurement; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Only works whose name contains this.
+    /// Only works, or ways to find a turn's end, whose name contains this.
     #[arg(long, default_value = "")]
     only: String,
     /// Only the perplexity of a text, a file with its token ids as a JSON list.
@@ -55,6 +59,8 @@ enum What {
     Memory,
     /// The two voice detectors, in noise and without.
     Voice,
+    /// Where turns end: by silence, and where the model is asked.
+    Turns,
 }
 
 impl Bench {
@@ -66,6 +72,10 @@ impl Bench {
     /// A server's engine and sessions, in real time.
     fn live(&self, config: Config) -> Result<()> {
         super::log(&config);
+        if self.what == What::Turns {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+            return runtime.block_on(turns::run(config, &self.speech, self.streams, &self.only));
+        }
         let speech = talker::Speech::open(&self.speech, &config)?;
         if self.what == What::Voice {
             return voice::run(&config, &speech);

@@ -49,7 +49,7 @@ impl Terminal {
             Event::Heard(words) => self.line(&format!("heard: {words}"), true)?,
             Event::Reasoning(text) => self.write(text, true)?,
             Event::Reply(text) => self.write(text, false)?,
-            Event::CallDelta { .. } => {}
+            Event::CallDelta { .. } | Event::Finished(_) => {}
             Event::ToolCall { name, arguments } => self.line(&format!("calls {name} {arguments}"), false)?,
             Event::Done { timings, .. } => self.line(&summary(timings), true)?,
         }
@@ -99,6 +99,7 @@ fn summary(t: &Timings) -> String {
 fn as_json(event: &Event) -> Value {
     match event {
         Event::Heard(text) => json!({"type": "heard", "text": text}),
+        Event::Finished(chance) => json!({"type": "finished", "chance": chance}),
         Event::Reasoning(text) => json!({"type": "reasoning", "text": text}),
         Event::Reply(text) => json!({"type": "reply", "text": text}),
         Event::CallDelta { name, delta } => json!({"type": "call_delta", "name": name, "delta": delta}),

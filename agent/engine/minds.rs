@@ -44,7 +44,7 @@ impl Engine for Minds {
             if n > 0 {
                 request.sampling.temperature = request.sampling.temperature.max(TEMPERATURE);
                 request.sampling.seed = request.sampling.seed.wrapping_add(n as u64 * 0x9e37_79b9_7f4a_7c15);
-                request.words = false;
+                (request.words, request.ending) = (false, super::Ending::Known);
             }
             match self.engine.respond(request) {
                 Ok(turn) => turns.push(turn),
@@ -100,13 +100,13 @@ async fn count(turns: Vec<Turn>, events: mpsc::Sender<Event>) {
     }
 }
 
-/// All events of a mind but the words heard, which the first one tells at once.
+/// All events of a mind but what is told of the sound, which the first one tells at once.
 async fn collect(mut turn: Turn, heard: Option<mpsc::Sender<Event>>) -> Vec<Event> {
     let mut all = Vec::new();
     while let Some(event) = turn.next().await {
         match (&event, &heard) {
-            (Event::Heard(_), Some(to)) => drop(to.send(event).await),
-            (Event::Heard(_), None) => {}
+            (Event::Heard(_) | Event::Finished(_), Some(to)) => drop(to.send(event).await),
+            (Event::Heard(_) | Event::Finished(_), None) => {}
             _ => all.push(event),
         }
     }

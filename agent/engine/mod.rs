@@ -53,6 +53,18 @@ pub enum Calling {
     This(String),
 }
 
+/// Whether the model is asked if the user has finished ([`Event::Finished`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// No.
+    #[default]
+    Known,
+    /// Beside the answer, on a fork of what was heard.
+    Asked,
+    /// And nothing else is: the turn ends with that, unanswered.
+    AskedAlone,
+}
+
 /// One turn to compute.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -79,6 +91,8 @@ pub struct Request {
     /// Whether the words of the newest sound are wanted ([`Event::Heard`]). A word ear tells them in any case; without one the model itself is
     /// asked, on a fork.
     pub words: bool,
+    /// Whether it is asked if the user has finished.
+    pub ending: Ending,
 }
 
 /// Why a turn ended.
@@ -126,12 +140,14 @@ pub struct Timings {
     pub reply: Duration,
 }
 
-/// What a turn streams: `Reasoning*`, (`Reply` | `CallDelta`* `ToolCall`)*, then `Done` or `Failed`. `Heard` comes once and before `Done`, wherever it is
-/// known; with another [`Pace`] than [`Pace::ThinkBefore`], reasoning and reply come side by side.
+/// What a turn streams: `Reasoning*`, (`Reply` | `CallDelta`* `ToolCall`)*, then `Done` or `Failed`. `Heard` and `Finished` come once and before `Done`,
+/// wherever they are known; with another [`Pace`] than [`Pace::ThinkBefore`], reasoning and reply come side by side.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// The words of the newest sound: from the checkpoint's word ear, or from the model itself where there is none and they were wanted.
     Heard(String),
+    /// How likely it is that the user has said all and does not merely pause, 0..=1, where that was [asked](Request::ending).
+    Finished(f32),
     /// More reasoning text.
     Reasoning(String),
     /// More reply text.

@@ -33,7 +33,9 @@ use crate::audio::intake::Format;
 use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Config;
-use crate::engine::{self, Caption, Content, EngineError, Event, Listen, Request, Role, SessionId, Tenant, Thinking};
+use crate::engine::{
+    self, Caption, Content, Ending, EngineError, Event, Listen, Request, Role, SessionId, Tenant, Thinking,
+};
 use crate::protocol::openai::{
     ErrorBody, Incoming, InputItem, Refusal, ResponseParams, Seconds, ServerEvent, Settings, Status, tools_json,
 };
@@ -343,21 +345,20 @@ impl Session {
             self.out.error(ErrorBody::invalid("input_audio_buffer_full", message));
         }
         for heard in found {
-            match heard {
-                Heard::Started(at) => self.speech_started(at),
-                Heard::Paused(sound) => self.think_ahead(sound),
-                Heard::Resumed => self.drop_ahead(),
-                Heard::Ended { at, sound, silence } => {
-                    self.silence = Some(silence);
-                    self.speech_ended(at, &sound);
-                }
-            }
+            self.heard(heard);
         }
-        let certain = self.ear.certain();
-        if !certain.is_empty() {
-            // Copied, since what follows changes the session; it is a packet's worth more than was handed over already.
-            let certain = certain.to_vec();
-            self.feed(&certain);
+        self.feed_certain();
+    }
+
+    fn heard(&mut self, heard: Heard) {
+        match heard {
+            Heard::Started(at) => self.speech_started(at),
+            Heard::Paused(sound) => self.think_ahead(sound),
+            Heard::Resumed => self.drop_ahead(),
+            Heard::Ended { at, sound, silence } => {
+                self.silence = Some(silence);
+                self.speech_ended(at, &sound);
+            }
         }
     }
 
@@ -382,15 +383,12 @@ impl Session {
         self.close_ear(sound, answers);
         self.speech = None;
         let ahead = self.take_ahead(sound);
-        if self.commit(item_id, sound).is_err() {
-            if let Some((turn, _)) = ahead {
-                self.out.queue.push_back(Output::Cancel(turn));
-            }
-        } else if answers {
-            match ahead {
-                Some(ahead) => self.adopt(ahead),
-                None => self.answer(),
-            }
+        let is_kept = self.commit(item_id, sound).is_ok();
+        match ahead {
+            Some(ahead) if is_kept && answers => self.adopt(ahead),
+            Some((turn, _)) => self.out.queue.push_back(Output::Cancel(turn)),
+            None if is_kept && answers => self.answer(),
+            None => {}
         }
     }
 
@@ -495,6 +493,7 @@ impl Session {
             max_reply_tokens: params.max_output_tokens.unwrap_or(s.max_output_tokens).within(thinking.max_reply_tokens),
             sampling: self.config.sampling.for_turn(self.responses),
             words: s.transcription.is_some(),
+            ending: Ending::Known,
         }
     }
 
@@ -564,7 +563,10 @@ impl Session {
 
     fn engine(&mut self, turn: TurnId, event: Event) {
         if let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.turn == turn) {
-            return ahead.events.push(event);
+            return match event {
+                Event::Finished(chance) => self.judged(chance),
+                event => ahead.events.push(event),
+            };
         }
         // Of a turn that was given up: too late.
         let Some(running) = self.running.as_mut().filter(|r| r.opening.turn == turn) else { return };
@@ -602,7 +604,8 @@ impl Session {
             self.settings.turn_detection.filter(|_| self.ear.in_turn() && now >= self.last_sound + STALL)
         {
             // As the detector would have heard it, had the client gone on sending silence.
-            let silence = vec![0.0; samples_ms(turns.silence_duration_ms) + RATE as usize / 2];
+            let longest = turns.longest_wait_ms().unwrap_or(0).max(turns.silence_duration_ms);
+            let silence = vec![0.0; samples_ms(longest) + RATE as usize / 2];
             self.sound(&silence);
             self.offset -= silence.len() as i64;
             self.last_sound = now;

@@ -161,6 +161,14 @@ impl Ear {
         &self.buffer[(start - self.origin) as usize..(end.max(start) - self.origin) as usize]
     }
 
+    /// The turn that pauses is over, as somebody else has found.
+    pub fn finish(&mut self) -> Option<Heard> {
+        let gate = self.gate.as_mut().filter(|_| self.turn.is_some() && self.paused)?;
+        let last = gate.last_voice()?;
+        gate.close();
+        Some(self.end((last + self.trail).min(self.judged), self.judged - last))
+    }
+
     fn end(&mut self, at: u64, silence: u64) -> Heard {
         let sound = self.buffer.drain(..(at - self.origin) as usize).collect();
         self.origin = at;

@@ -6,8 +6,8 @@
 
 use super::conversation::{Body, Entry, Piece};
 use super::{EarId, Output, Session, TurnId};
-use crate::audio::samples;
-use crate::engine::{self, Caption, Content, Event, Role};
+use crate::audio::{samples, samples_ms};
+use crate::engine::{self, Caption, Content, Ending, Event, Role};
 use crate::protocol::openai::{ErrorBody, ResponseParams, ServerEvent, Status};
 
 /// What the engine hears of the turn.
@@ -36,6 +36,8 @@ pub(super) struct Ahead {
     pub(super) turn: TurnId,
     /// The sound it answers.
     sound: Vec<f32>,
+    /// Whether it is an answer, or tells only if the turn is over.
+    is_answer: bool,
     pub(super) events: Vec<Event>,
 }
 
@@ -48,6 +50,25 @@ impl Session {
         let mut conversation = self.prompt(self.conversation.entries(), None);
         conversation.push(engine::Item::Message { role: Role::User, content });
         self.listen_to(conversation, self.settings.transcription.is_some())
+    }
+
+    /// Hands over what is new of the sound that surely belongs to the turn. Of a long turn no more is copied than that, for this is done for every
+    /// packet; all of it is only where an ear is opened.
+    pub(super) fn feed_certain(&mut self) {
+        let certain = self.ear.certain();
+        let longest = samples(self.config.voice.max_segment_seconds);
+        match &mut self.spoken {
+            Some(spoken) if certain.len() <= spoken.fed => {}
+            Some(spoken) if spoken.fed % longest != 0 && spoken.fed / longest == (certain.len() - 1) / longest => {
+                self.out.queue.push_back(Output::Hear(certain[spoken.fed..].to_vec()));
+                spoken.fed = certain.len();
+            }
+            None if self.running.is_some() => {}
+            _ => {
+                let certain = certain.to_vec();
+                self.feed(&certain);
+            }
+        }
     }
 
     /// Hands over what is new of the turn's sound, `sound` from its start on. Each segment is a sound of its own.
@@ -162,10 +183,12 @@ impl Session {
         }
     }
 
-    /// A pause: begins to think, as if the turn ended here.
+    /// A pause: begins to think, as if the turn ended here, and where the client wishes so asks the model whether it does.
     pub(super) fn think_ahead(&mut self, sound: Vec<f32>) {
+        let asks = self.settings.turn_detection.is_some_and(|turns| turns.longest_wait_ms().is_some());
         let wanted = self.settings.answers() && self.config.thinking.speculate;
-        if !wanted || self.running.is_some() || self.conversation.room().is_err() || !self.is_allowed() {
+        let is_answer = wanted && self.conversation.room().is_ok() && self.is_allowed();
+        if self.running.is_some() || !(is_answer || asks) {
             return;
         }
         self.drop_ahead();
@@ -175,10 +198,29 @@ impl Session {
             Entry { id: String::new(), status: Status::Completed, body: Body::Message(Role::User, vec![piece]) };
         let mut entries = self.conversation.entries().to_vec();
         entries.push(entry);
-        let request = self.request(&ResponseParams::default(), &entries);
+        let mut request = self.request(&ResponseParams::default(), &entries);
+        if asks {
+            request.ending = if is_answer { Ending::Asked } else { Ending::AskedAlone };
+        }
         let turn = self.next_turn();
-        self.ahead = Some(Ahead { turn, sound, events: Vec::new() });
+        self.ahead = Some(Ahead { turn, sound, is_answer, events: Vec::new() });
         self.out.queue.push_back(Output::Start(turn, Box::new(request)));
+    }
+
+    /// How likely it is that the turn which pauses is over, as the model has it.
+    pub(super) fn judged(&mut self, chance: f32) {
+        let longest = self.settings.turn_detection.and_then(|turns| turns.longest_wait_ms());
+        let Some(longest) = longest else { return };
+        let voice = &self.config.voice;
+        if chance >= voice.finished_above {
+            if let Some(ended) = self.ear.finish() {
+                self.heard(ended);
+            }
+        } else if chance <= voice.unfinished_below
+            && let Some(gate) = self.ear.gate()
+        {
+            gate.wait(samples_ms(longest));
+        }
     }
 
     /// What was thought too early is nobody's.
@@ -191,7 +233,10 @@ impl Session {
     /// What was thought of just this sound, if it is sound.
     pub(super) fn take_ahead(&mut self, sound: &[f32]) -> Option<(TurnId, Vec<Event>)> {
         let ahead = self.ahead.take()?;
-        if ahead.sound == sound && !ahead.events.iter().any(|event| matches!(event, Event::Failed(_))) {
+        if ahead.is_answer
+            && ahead.sound == sound
+            && !ahead.events.iter().any(|event| matches!(event, Event::Failed(_)))
+        {
             return Some((ahead.turn, ahead.events));
         }
         self.out.queue.push_back(Output::Cancel(ahead.turn));

@@ -139,6 +139,8 @@ impl Running {
             Event::Reply(delta) => self.reply(delta, items, out),
             Event::CallDelta { name, delta } => self.call_delta(&name, delta, items, out),
             Event::ToolCall { name, arguments } => self.tool_call(name, arguments, items, out),
+            // The turn was over before that was known.
+            Event::Finished(_) => {}
             Event::Done { finish, usage, timings } => return Some(End::Done(finish, usage, timings)),
             Event::Failed(error) => return Some(End::Failed(error)),
         }

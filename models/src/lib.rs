@@ -14,6 +14,7 @@ mod device;
 pub mod ear;
 pub mod encoder;
 mod error;
+pub mod finish;
 mod kernels;
 pub mod kv;
 mod linear;

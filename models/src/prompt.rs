@@ -108,11 +108,16 @@ impl PromptFormat {
     /// What stands behind a message's last sound to ask for its words, up to the point where they begin: no reasoning, and nothing else is
     /// asked. nano was trained on these very words.
     pub fn transcription(self) -> Vec<Piece> {
+        self.question("\nTranscribe the speech.")
+    }
+
+    /// What stands behind a message's last sound to ask something about it, up to the point where the answer begins, without reasoning.
+    pub fn question(self, text: &str) -> Vec<Piece> {
         let mut out = Rendered::default();
         if self == Self::Step {
             out.control("<audio_end>".into());
         }
-        out.text("\nTranscribe the speech.");
+        out.text(text);
         out.control(self.close());
         out.control(self.open("assistant"));
         out.control(self.thought(Thinking::Off).into());

@@ -26,6 +26,7 @@ mod network;
 mod phone;
 mod realtime;
 mod relay;
+mod semantic;
 mod session;
 mod spoken_turn;
 mod telephony;

@@ -34,7 +34,7 @@ proptest! {
 
     /// I8: any order of events and sound is survived, at most one response runs, and every one that began ends once.
     #[test]
-    fn i8_any_order_of_inputs_is_survived(program in prop::collection::vec(0_u8..14, 1..80)) {
+    fn i8_any_order_of_inputs_is_survived(program in prop::collection::vec(0_u8..16, 1..80)) {
         let mut desk = Desk::new(config());
         let loud = noise_f32(0.7, |_| true);
         let quiet = noise_f32(0.9, |_| false);
@@ -58,6 +58,9 @@ proptest! {
                     if let Some(id) = item { desk.client(json!({"type": "conversation.item.delete", "item_id": id})); }
                 }
                 13 => desk.hear(&loud[..77]),
+                14 => desk.client(json!({"type": "session.update", "session": {"audio": {"input": {"turn_detection":
+                        {"type": "semantic_vad", "eagerness": "high", "create_response": desk.started.len() % 2 == 0}}}}})),
+                15 if !desk.started.is_empty() => desk.engine(Event::Finished(desk.told.len() as f32 % 11.0 / 10.0)),
                 _ => {}
             }
         }

@@ -2,7 +2,8 @@
 
 use hearken::engine::local::{Local, LocalOptions};
 use hearken::engine::{
-    Calling, Content, Engine, Event, Finish, Item, KvType, Pace, Request, Role, Sampling, SessionId, Tenant, Thinking,
+    Calling, Content, Ending, Engine, Event, Finish, Item, KvType, Pace, Request, Role, Sampling, SessionId, Tenant,
+    Thinking,
 };
 use serde_json::{Value, json};
 
@@ -45,6 +46,7 @@ fn a_call_that_must_be_made_is_of_its_schema_whatever_is_asked() {
         max_reply_tokens: 64,
         sampling: Sampling::greedy(),
         words: false,
+        ending: Ending::Known,
     };
     let named = Calling::This("set_timer".into());
     for (said, calling, thinking, name) in [

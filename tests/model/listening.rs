@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hearken::engine::local::{Local, LocalOptions};
 use hearken::engine::{
-    Calling, Caption, Content, Engine, Event, Item, KvType, Listen, Listening, Pace, Request, Role, Sampling,
+    Calling, Caption, Content, Ending, Engine, Event, Item, KvType, Listen, Listening, Pace, Request, Role, Sampling,
     SessionId, Tenant, Thinking, Timings, Turn, Usage,
 };
 
@@ -40,6 +40,7 @@ fn request(session: u64, conversation: Vec<Item>) -> Request {
         max_reply_tokens: 12,
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
         words: true,
+        ending: Ending::Known,
     }
 }
 
@@ -318,4 +319,39 @@ fn what_does_not_fit_is_refused_before_it_begins() {
     // And the next one is served.
     let small = request(1, vec![Item::Message { role: Role::User, content: vec![Content::Text("Hello.".into())] }]);
     assert!(!told(engine.respond(small).unwrap()).reply.is_empty());
+}
+
+#[test]
+fn i3_whether_the_user_has_finished_is_asked_on_a_fork_that_leaves_nothing_behind() {
+    let engine = nano(true);
+    let samples = jfk();
+    let cold = told(engine.respond(request(1, spoken(&samples))).unwrap());
+    let ask = |session: u64, ending: Ending, samples: &[f32]| {
+        let mut turn = engine.respond(Request { ending, ..request(session, spoken(samples)) }).unwrap();
+        let (mut chances, mut told) = (Vec::new(), Told::default());
+        while let Some(event) = turn.blocking_next() {
+            match event {
+                Event::Finished(chance) => chances.push(chance),
+                Event::Heard(text) => told.heard = text,
+                Event::Reasoning(text) => told.reasoning.push_str(&text),
+                Event::Reply(text) => told.reply.push_str(&text),
+                Event::Done { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(matches!(chances[..], [chance] if (0.0..=1.0).contains(&chance)), "{chances:?}");
+        (chances[0], told)
+    };
+    let (beside, asked) = ask(2, Ending::Asked, &samples);
+    assert_eq!((&asked.reasoning, &asked.reply), (&cold.reasoning, &cold.reply));
+    let (alone, unanswered) = ask(3, Ending::AskedAlone, &samples);
+    assert_eq!((unanswered.reasoning, unanswered.reply), (String::new(), String::new()));
+    assert!((alone - beside).abs() < 1e-3, "the same question in other company: {alone}, {beside}");
+    // Given up at any point, it leaves the session's prefix as it was.
+    for events in 0..3 {
+        let mut turn = engine.respond(Request { ending: Ending::Asked, ..request(2, spoken(&samples)) }).unwrap();
+        (0..events).for_each(|_| drop(turn.blocking_next()));
+    }
+    let again = told(engine.respond(request(2, spoken(&samples))).unwrap());
+    assert_eq!((&again.reasoning, &again.reply), (&cold.reasoning, &cold.reply));
 }

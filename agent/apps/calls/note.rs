@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::Config;
 use crate::engine::{
-    Calling, Content, Engine, EngineError, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking,
+    Calling, Content, Ending, Engine, EngineError, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking,
 };
 
 /// Moods that a note may name.
@@ -133,6 +133,7 @@ impl Mind {
             max_reply_tokens: most,
             sampling: self.config.sampling.clone(),
             words: false,
+            ending: Ending::Known,
         })?;
         let (mut reasoning, mut text) = (String::new(), String::new());
         loop {

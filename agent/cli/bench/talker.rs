@@ -58,6 +58,9 @@ pub(in crate::cli) struct Talker<'a> {
     turn: Option<(TurnId, Turn)>,
     listening: Ears<EarId>,
     pub(in crate::cli) marks: Marks,
+    /// Samples handed over, and how many there were when each turn was found to be over.
+    handed: usize,
+    pub(in crate::cli) ends: Vec<usize>,
     said: Said,
     /// How much faster than it was spoken the beginning of a long turn is told: an engine that keeps up is at the same point in the end.
     haste: u32,
@@ -96,6 +99,8 @@ impl<'a> Talker<'a> {
             turn: None,
             listening: Ears::default(),
             marks: Marks::default(),
+            handed: 0,
+            ends: Vec::new(),
             said: Said::default(),
             haste,
             items: Vec::new(),
@@ -204,7 +209,22 @@ impl<'a> Talker<'a> {
         }
     }
 
+    /// Says `sound` in real time, as a microphone would, or at once.
+    pub(in crate::cli) async fn say(&mut self, sound: &[f32], in_real_time: bool) {
+        let mut at = Instant::now();
+        for packet in sound.chunks(PACKET) {
+            if in_real_time {
+                at += Duration::from_millis(20);
+                self.wait(at).await;
+            }
+            self.input(Input::Sound { samples: packet, lost: 0 });
+        }
+    }
+
     fn input(&mut self, input: Input<'_>) {
+        if let Input::Sound { samples, .. } = &input {
+            self.handed += samples.len();
+        }
         self.session.handle(input, self.born.elapsed());
         self.obey();
     }
@@ -235,7 +255,10 @@ impl<'a> Talker<'a> {
         while let Some(output) = self.session.poll() {
             match output {
                 Output::Send { event, .. } => match &*event {
-                    ServerEvent::SpeechStopped { .. } => self.marks.over = Some(Instant::now()),
+                    ServerEvent::SpeechStopped { .. } => {
+                        self.marks.over = Some(Instant::now());
+                        self.ends.push(self.handed);
+                    }
                     ServerEvent::ItemAdded { item, .. } => self.items.push(item.id.clone()),
                     ServerEvent::ItemDeleted { item_id } => self.items.retain(|id| id != item_id),
                     ServerEvent::Error { error } => self.failure = Some(error.message.clone()),

@@ -6,6 +6,7 @@
 //! the session's `memory`, until its blocks are needed elsewhere.
 
 mod call;
+mod judge;
 mod listener;
 pub mod measure;
 mod memory;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hearken_models::checkpoint::Checkpoint;
 use hearken_models::decoder::Share;
 use hearken_models::kv::{Pool, Salt};
-use hearken_models::{Result, Tensor};
+use hearken_models::{DType, Result, Tensor};
 
 use super::listener::Listener;
 use super::memory::Memories;
@@ -426,7 +426,7 @@ impl Schedule {
         }
     }
 
-    /// One pass: the logits behind the last row of each branch that has no further rows waiting.
+    /// One pass: the logits, of a judge perhaps the state, behind the last row of each branch that has no further rows waiting.
     fn logits(&mut self, rows: &[(Whose, Tensor)]) -> Result<Vec<(Whose, Vec<f32>)>> {
         let tensors: Vec<&Tensor> = rows.iter().map(|(_, t)| t).collect();
         let x = match tensors[..] {
@@ -474,8 +474,14 @@ impl Schedule {
         }
         let index: Vec<u32> = last.iter().map(|(_, row)| *row).collect();
         let picked = hidden.index_select(&Tensor::new(index, hidden.device())?, 0)?;
-        let logits = self.model.decoder.logits(&picked)?.to_vec2::<f32>()?;
-        Ok(last.into_iter().map(|(whose, _)| whose).zip(logits).collect())
+        let mut drawn = self.model.decoder.logits(&picked)?.to_vec2::<f32>()?;
+        // Of a judge's row the state itself is read, where the checkpoint has a head for that.
+        for (at, (whose, _)) in last.iter().enumerate() {
+            if matches!(whose, Whose::Turn(_, Branch::Judge)) && self.model.finish.reads_state() {
+                drawn[at] = picked.get(at)?.to_dtype(DType::F32)?.to_vec1()?;
+            }
+        }
+        Ok(last.into_iter().map(|(whose, _)| whose).zip(drawn).collect())
     }
 }
 

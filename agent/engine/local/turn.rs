@@ -17,11 +17,14 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::Job;
 use super::call::{Call, Written};
+use super::judge::{Due, Judge};
 use super::memory::Memory;
 use super::prompt::{self, Ears, Filling, Names, Part, Unread};
 use super::reader::Reader;
 use super::track::Track;
-use crate::engine::{Calling, EngineError, Event, Finish, Item, Pace, Request, SessionId, Thinking, Timings, Usage};
+use crate::engine::{
+    Calling, Ending, EngineError, Event, Finish, Item, Pace, Request, SessionId, Thinking, Timings, Usage,
+};
 
 /// How nano writes what the word ear heard into its reasoning.
 const WORDS: &str = "The words:";
@@ -50,6 +53,8 @@ pub(super) enum Branch {
     Mouth,
     /// The words of the sound, read by the decoder.
     Words,
+    /// Whether the user has finished.
+    Judge,
 }
 
 /// How tokens become text.
@@ -102,7 +107,7 @@ impl Plan {
         let mut pieces = render(request.thinking);
         let spoken = model.words.is_some() && prompt::newest_sounds(&request.conversation) > 0;
         // They are written where the reasoning stands: it is opened here, and closed once they are known.
-        let words_alone = spoken && request.thinking == Thinking::Off;
+        let words_alone = spoken && request.thinking == Thinking::Off && request.ending != Ending::AskedAlone;
         if words_alone {
             pieces = render(Thinking::On);
         }
@@ -144,6 +149,8 @@ pub(super) struct Live {
     /// Where the newest sound ends and how long it is, in tokens, as long as its words are to be read by the decoder.
     to_read: Option<(usize, usize)>,
     reader: Option<Reader>,
+    to_judge: Option<Due>,
+    judge: Option<Judge>,
     /// The reasoning waits for the words; whether it is over when they come.
     holding: Option<bool>,
     /// The end of the reasoning so far, as far as [`WORDS`] is looked for in it.
@@ -196,6 +203,11 @@ impl Live {
             outbox.push_back(Event::Heard(words.join(" ")));
             to_read = None;
         }
+        let asks = request.ending != Ending::Known;
+        let place = prompt::newest_place(&plan.parts).filter(|_| asks);
+        let to_judge = place.map(|(end, _)| Due { end, words: None });
+        // Without sound there is nothing to be asked, and without an answer nothing else to be done.
+        let finish = (request.ending == Ending::AskedAlone && to_judge.is_none()).then_some(Finish::Stop);
         let filling = Filling::new(model, plan.parts, kept, ears, |name| memory.words(name).is_some());
         let mut turn = Self {
             session: request.session,
@@ -214,6 +226,8 @@ impl Live {
             words_alone: plan.words_alone,
             to_read,
             reader: None,
+            to_judge,
+            judge: None,
             holding: None,
             tail: String::new(),
             call: None,
@@ -223,7 +237,7 @@ impl Live {
             timings: Timings { queued: begun - since, ..Timings::default() },
             prompt: plan.units.len(),
             most: plan.tokens,
-            finish: None,
+            finish,
             request,
         };
         turn.hear_words();
@@ -238,6 +252,9 @@ impl Live {
         let words: Vec<String> = self.said.drain(..).filter_map(|(_, words)| words.filter(|w| !w.is_empty())).collect();
         let words = words.join(" ");
         self.outbox.push_back(Event::Heard(words.clone()));
+        if let Some(due) = &mut self.to_judge {
+            due.words = Some(words.clone());
+        }
         self.words = Some(if words.is_empty() { NO_WORDS.into() } else { words });
     }
 
@@ -247,7 +264,8 @@ impl Live {
         // A reader copies a half-full block, asks, and reads as many tokens as there is sound, and a few.
         let asked = self.to_read.map_or(0, |(_, sound)| (sound + BLOCK).div_ceil(BLOCK) + 2);
         // A mouth copies a half-full block and repeats what was said.
-        own + asked + if self.is_paced() { self.request.max_reply_tokens.div_ceil(BLOCK) + 1 } else { 0 }
+        let judged = if self.to_judge.is_some() { Due::BLOCKS } else { 0 };
+        own + asked + judged + if self.is_paced() { self.request.max_reply_tokens.div_ceil(BLOCK) + 1 } else { 0 }
     }
 
     /// Lets others who begin alike find its prompt; what was drawn behind it nobody asks for again.
@@ -272,9 +290,11 @@ impl Live {
 
     /// Goes on reading the words of its sound; `false` when there is nothing to read now. What was read is kept in the session's memory.
     pub(super) fn read(&mut self, model: &Checkpoint, memory: &mut Memory) -> Result<bool> {
+        self.begin_to_judge(model)?;
         let Some(ear) = &model.words else { return Ok(false) };
         // The first token of the reasoning does not need them.
-        if self.has_sound() || (self.phase == Phase::Prefill && !self.words_alone) {
+        let waits = self.words_alone || self.request.ending == Ending::AskedAlone;
+        if self.has_sound() || (self.phase == Phase::Prefill && !waits) {
             return Ok(false);
         }
         let begun = Instant::now();
@@ -351,9 +371,16 @@ impl Live {
         let going_on = self.finish.is_none();
         let mouth = self.mouth.as_ref().and_then(|mouth| mouth.track.as_ref()).map_or(0, Track::waiting);
         let words = self.reader.as_ref().map_or(0, |reader| reader.track.waiting());
-        let rows = [(Branch::Mind, self.mind.waiting()), (Branch::Mouth, mouth), (Branch::Words, words)];
-        // When all is said, only the words may still be missing.
-        rows.into_iter().filter(move |(branch, rows)| *rows > 0 && (going_on || *branch == Branch::Words))
+        let judge = self.judge.as_ref().map_or(0, |judge| judge.track.waiting());
+        let rows = [
+            (Branch::Mind, self.mind.waiting()),
+            (Branch::Mouth, mouth),
+            (Branch::Words, words),
+            (Branch::Judge, judge),
+        ];
+        // When all is said, only what is told of the sound may still be missing.
+        let told = |branch| matches!(branch, Branch::Words | Branch::Judge);
+        rows.into_iter().filter(move |(branch, rows)| *rows > 0 && (going_on || told(*branch)))
     }
 
     /// One of its tracks, if it is there.
@@ -362,6 +389,7 @@ impl Live {
             Branch::Mind => Some(&mut self.mind),
             Branch::Mouth => self.mouth.as_mut().and_then(|mouth| mouth.track.as_mut()),
             Branch::Words => self.reader.as_mut().map(|reader| &mut reader.track),
+            Branch::Judge => self.judge.as_mut().map(|judge| &mut judge.track),
         }
     }
 
@@ -369,7 +397,9 @@ impl Live {
     pub(super) fn tracks(&mut self) -> impl Iterator<Item = (Branch, &mut Track)> {
         let mouth = self.mouth.as_mut().and_then(|mouth| mouth.track.as_mut());
         let words = self.reader.as_mut().map(|reader| (Branch::Words, &mut reader.track));
-        std::iter::once((Branch::Mind, &mut self.mind)).chain(mouth.map(|track| (Branch::Mouth, track))).chain(words)
+        let judge = self.judge.as_mut().map(|judge| (Branch::Judge, &mut judge.track));
+        let first = std::iter::once((Branch::Mind, &mut self.mind)).chain(mouth.map(|track| (Branch::Mouth, track)));
+        first.chain(words).chain(judge)
     }
 
     /// Takes up to `most` rows for the next forward pass.
@@ -379,7 +409,8 @@ impl Live {
 
     /// Whether the rows just computed end in the place where the next token is drawn.
     pub(super) fn wants_logits(&mut self, branch: Branch) -> bool {
-        let ready = branch != Branch::Mind || (self.filling.is_done() && !self.words_alone);
+        let answers = self.request.ending != Ending::AskedAlone;
+        let ready = branch != Branch::Mind || (self.filling.is_done() && !self.words_alone && answers);
         ready && self.track(branch).is_some_and(|track| track.waiting() == 0)
     }
 
@@ -389,6 +420,10 @@ impl Live {
             Branch::Mind => self.think(model, logits),
             Branch::Mouth => self.speak(model, logits),
             Branch::Words => self.spell(model, logits),
+            Branch::Judge => {
+                self.judged(model, logits);
+                Ok(())
+            }
         }
     }
 
@@ -411,15 +446,36 @@ impl Live {
         Ok(())
     }
 
+    /// Asks whether the user has finished, once all that was heard is in the prefix and its words are known.
+    fn begin_to_judge(&mut self, model: &Checkpoint) -> Result<()> {
+        let reads_on = !self.said.is_empty();
+        let mind = &self.mind;
+        let ready = |due: &mut Due| mind.sequence.len() >= due.end && !reads_on;
+        let Some(due) = self.to_judge.take_if(ready) else { return Ok(()) };
+        let mut track = self.mind.fork();
+        track.truncate(due.end);
+        self.judge = Some(Judge::new(model, track, due.words.as_deref())?);
+        Ok(())
+    }
+
+    /// Tells what came of it; `row` is what [`Finish::chance`](hearken_models::finish::Finish::chance) takes.
+    fn judged(&mut self, model: &Checkpoint, row: &[f32]) {
+        self.judge = None;
+        self.outbox.push_back(Event::Finished(model.finish.chance(row)));
+        if self.request.ending == Ending::AskedAlone {
+            self.finish = Some(Finish::Stop);
+        }
+    }
+
     /// Whether all of it is said.
     pub(super) fn is_over(&self) -> bool {
-        self.finish.is_some() && self.reader.is_none()
+        self.finish.is_some() && self.reader.is_none() && self.judge.is_none()
     }
 
     /// Nobody waits for the rest.
     pub(super) fn give_up(&mut self) {
         self.finish = Some(Finish::Cancelled);
-        self.reader = None;
+        (self.reader, self.to_judge, self.judge) = (None, None, None);
     }
 
     fn think(&mut self, model: &Checkpoint, logits: &mut [f32]) -> Result<()> {

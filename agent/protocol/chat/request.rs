@@ -189,6 +189,7 @@ impl Chat {
             max_reply_tokens: most.min(thinking.max_reply_tokens),
             sampling,
             words: false,
+            ending: engine::Ending::Known,
         })
     }
 }

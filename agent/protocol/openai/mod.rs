@@ -23,7 +23,7 @@
 //! `/v1/realtime?intent=transcription`, or the session type `transcription`, is a session that tells the words it hears and answers nothing.
 //!
 //! Replies are text: a wish for spoken output is answered with `"output_modalities": ["text"]`, and a voice's name is accepted
-//! and without effect. `semantic_vad` is accepted too: its eagerness sets how long a silence must last.
+//! and without effect. Under `semantic_vad` the model itself is asked at each pause whether the turn is over.
 //!
 //! # What is ours, and only for those who ask
 //! - `audio.input.format`: `{"type":"audio/pcm","rate":24000}` (the default), and beyond the API the rates 8000, 16000, 44100, 48000 and

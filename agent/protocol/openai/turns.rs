@@ -91,7 +91,23 @@ pub struct TurnDetection {
     semantic: Option<Eagerness>,
 }
 
+impl Eagerness {
+    /// The longest wait of the API, milliseconds.
+    fn longest_wait_ms(self) -> u32 {
+        match self {
+            Self::Low => 8_000,
+            Self::Medium | Self::Auto => 4_000,
+            Self::High => 2_000,
+        }
+    }
+}
+
 impl TurnDetection {
+    /// Where the model is asked if a turn is over: how long it is waited for, milliseconds, when it is sure that it is not.
+    pub fn longest_wait_ms(&self) -> Option<u32> {
+        self.semantic.map(Eagerness::longest_wait_ms)
+    }
+
     /// What a session begins with.
     pub(super) fn of(voice: &Voice) -> Self {
         Self {
@@ -127,10 +143,11 @@ impl TurnDetection {
             TurnWire::SemanticVad { eagerness, create_response, interrupt_response } => {
                 let eagerness = eagerness.unwrap_or_default();
                 Self {
+                    // Where the model is not sure.
                     silence_duration_ms: match eagerness {
                         Eagerness::Low => 1500,
                         Eagerness::Medium | Eagerness::Auto => 700,
-                        Eagerness::High => 350,
+                        Eagerness::High => 500,
                     },
                     create_response: create_response.unwrap_or(true),
                     interrupt_response: interrupt_response.unwrap_or(true),

@@ -20,6 +20,7 @@ use crate::device;
 pub use crate::ear::SEGMENT;
 use crate::ear::{Attention, Ear, Heard, Hearing};
 use crate::encoder;
+use crate::finish::Finish;
 use crate::kv::Unit;
 use crate::mel::{Lengths, SAMPLE_RATE};
 use crate::prompt::PromptFormat;
@@ -154,6 +155,8 @@ pub struct Checkpoint {
     pub stop: u32,
     /// How it shows at the beginning of a reply that it would rather call a function; `None` for one that was trained to write calls.
     pub calls: Option<Calls>,
+    /// How it tells whether a speaker has finished.
+    pub finish: Finish,
     /// Its mel, encoder and adaptor.
     pub ear: Arc<Ear>,
 }
@@ -208,6 +211,7 @@ impl Checkpoint {
             name,
             format,
             calls: calls.transpose()?,
+            finish: Finish::new(&tokenizer)?,
             tokenizer,
             stop,
             words: None,

@@ -27,6 +27,7 @@ pub const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 const CONFIG: &str = include_str!("../../nano/config.json");
 const ADAPTOR: &[u8] = include_bytes!("../../nano/adaptor.safetensors");
 const LORA: &[u8] = include_bytes!("../../nano/lora.safetensors");
+const FINISH: &[u8] = include_bytes!("../../nano/finish.safetensors");
 
 /// Whether a directory holds nano's base models.
 pub(super) fn is_base(directory: &Path) -> bool {
@@ -35,8 +36,9 @@ pub(super) fn is_base(directory: &Path) -> bool {
 
 /// Opens nano. A directory with a config of its `own` brings what is trained as well.
 pub(super) fn open(directory: &Path, own: Option<Config>, options: &Options) -> Result<Checkpoint> {
+    let is_built_in = own.is_none();
     let trained = |name: &str, built_in: &'static [u8]| -> Result<Cow<'static, [u8]>> {
-        if own.is_none() {
+        if is_built_in {
             return Ok(Cow::Borrowed(built_in));
         }
         let path = directory.join(name);
@@ -61,6 +63,11 @@ pub(super) fn open(directory: &Path, own: Option<Config>, options: &Options) -> 
         weights.add_tensors(ct2::decoder(&whisper)?);
         let tokenizer = directory.join(WHISPER_TOKENIZER);
         checkpoint.words = Some(Arc::new(WordEar::load(&weights, &tokenizer, &config.audio_encoder_config)?));
+        // It was trained with that ear's words beside the sound. A checkpoint of one's own may have none; then the question is asked in words.
+        if is_built_in || directory.join("finish.safetensors").exists() {
+            let head = trained("finish.safetensors", FINISH)?;
+            checkpoint.finish = checkpoint.finish.with_head(&head, config.text_config.hidden_size)?;
+        }
     }
     Ok(checkpoint)
 }
