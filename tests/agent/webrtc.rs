@@ -9,6 +9,7 @@ use serde_json::json;
 use webrtc::peer_connection::RTCPeerConnectionState;
 
 use crate::harness::{Asked, Server, config, noise_f32, serve, soon, speech};
+use crate::journal::{kept, number};
 use crate::phone::{Phone, http};
 use crate::relay::{Relay, Weather};
 
@@ -549,4 +550,55 @@ fn offers_leave_no_descriptor_behind() {
         .unwrap();
     let said = String::from_utf8_lossy(&run.stdout);
     assert!(run.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&run.stderr));
+}
+
+#[tokio::test]
+async fn a_call_that_was_lost_goes_on_in_another_by_its_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = serve(kept(folder.path())).await;
+    let mut phone = Phone::new(111).await;
+    phone.call(server.address, &format!("{CALLS}?resume=")).await;
+    let created = phone.expect("session.created").await;
+    let token = created["session"]["resume"]["token"].as_str().unwrap().to_owned();
+    phone.say("Remember six.", &mut server).await;
+    phone.send(json!({"type": "response.create"})).await;
+    phone.expect("response.created").await;
+    let asked = server.asked().await;
+    asked.say(Event::Reply("First ".into())).await;
+    let mut last = json!(null);
+    while last["type"] != "response.output_text.delta" {
+        last = phone.next().await.unwrap();
+    }
+    phone.close().await;
+    // What is said while nobody is there is told to who comes back, once and in order.
+    asked.say(Event::Reply("second.".into())).await;
+
+    let wrong = Phone::new(111).await.offer().await;
+    let refused = http(server.address, "POST", &format!("{CALLS}?resume=nobody"), &[SDP], wrong.as_bytes()).await;
+    assert_eq!(refused.status, 404, "{}", refused.body);
+    let mut phone = Phone::new(96).await;
+    let after = last["event_id"].as_str().unwrap();
+    phone.call(server.address, &format!("{CALLS}?resume={token}&after={after}")).await;
+    let first = asked.request.session;
+    asked.done().await;
+    let mut events = Vec::new();
+    while events.last().is_none_or(|event: &serde_json::Value| event["type"] != "response.done") {
+        events.push(phone.next().await.unwrap());
+    }
+    let missed: String = events
+        .iter()
+        .filter(|e| e["type"] == "response.output_text.delta")
+        .map(|e| e["delta"].as_str().unwrap())
+        .collect();
+    assert_eq!(missed, "second.");
+    let greeting = events.iter().find(|e| e["type"] == "session.created").unwrap();
+    assert_eq!(greeting["session"]["id"], created["session"]["id"]);
+    let numbers: Vec<u64> = std::iter::once(&last).chain(&events).map(number).collect();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    // And it hears: the same conversation, now spoken.
+    phone.speak(&noise_f32(2.5, |t| (0.5..1.5).contains(&t))).await;
+    let asked_again = server.asked().await;
+    assert_eq!(asked_again.request.session, first);
+    assert_eq!(asked_again.request.conversation.len(), 3, "what was typed, the reply, what is spoken");
+    assert_eq!((counter(&server, "sessions_total").await, counter(&server, "sessions_resumed_total").await), (1, 1));
 }
