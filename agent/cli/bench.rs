@@ -31,6 +31,9 @@ pub(super) struct Bench {
     /// Speakers at once, for `turns`.
     #[arg(long, default_value_t = 2)]
     streams: usize,
+    /// For `turns`: writes what the decoder makes of each utterance instead, for scripts/train/finish.py.
+    #[arg(long, value_name = "FILE")]
+    states: Option<PathBuf>,
     /// Runs of each measurement; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
@@ -72,6 +75,9 @@ impl Bench {
     /// A server's engine and sessions, in real time.
     fn live(&self, config: Config) -> Result<()> {
         super::log(&config);
+        if let (What::Turns, Some(out)) = (self.what, &self.states) {
+            return turns::states(&config, &self.speech, out);
+        }
         if self.what == What::Turns {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
             return runtime.block_on(turns::run(config, &self.speech, self.streams, &self.only));

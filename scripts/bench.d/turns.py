@@ -188,4 +188,5 @@ def main(folder, dev):
     print(f"{len(made)} utterances in {folder}")
 
 
-main(Path(sys.argv[1]), "dev" in sys.argv[2:])
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), "dev" in sys.argv[2:])

@@ -59,7 +59,7 @@ proptest! {
                 }
                 13 => desk.hear(&loud[..77]),
                 14 => desk.client(json!({"type": "session.update", "session": {"audio": {"input": {"turn_detection":
-                        {"type": "semantic_vad", "eagerness": "high", "create_response": desk.started.len() % 2 == 0}}}}})),
+                        {"type": "semantic_vad", "eagerness": "high", "create_response": desk.started.len().is_multiple_of(2)}}}}})),
                 15 if !desk.started.is_empty() => desk.engine(Event::Finished(desk.told.len() as f32 % 11.0 / 10.0)),
                 _ => {}
             }

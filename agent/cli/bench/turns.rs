@@ -3,6 +3,8 @@
 //! Two things are wanted that work against each other: that nobody is cut off in a pause, and that nobody waits long who has finished.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,8 +14,9 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::talker::Talker;
-use crate::audio::{RATE, file, samples};
-use crate::config::Config;
+use crate::audio::{RATE, file, samples, samples_ms};
+use crate::config::{Config, Words};
+use crate::engine::local::measure::Meter;
 use crate::engine::{Engine, EngineError, Listen, Listening, Request, SessionId, Turn};
 use crate::protocol::openai::{Settings, parse_session};
 
@@ -91,14 +94,50 @@ fn ms(samples: usize) -> f64 {
     samples as f64 * 1000.0 / f64::from(RATE)
 }
 
-/// Prints the table.
-pub(super) async fn run(config: Config, folder: &Path, streams: usize, only: &str) -> Result<()> {
+/// Writes what the decoder makes of each utterance, finished and cut at each of its pauses, as JSON lines: what scripts/train/finish.py learns from. A
+/// finished one holds its pause or not, and a cut one an earlier pause or none: that says nothing.
+pub(super) fn states(config: &Config, folder: &Path, out: &Path) -> Result<()> {
+    let path = super::super::checkpoint(config)?;
+    let meter = Meter::open(&path, &config.model.device, config.model.words == Words::Beside)?;
+    let mut out = BufWriter::new(File::create(out)?);
+    for (n, Utterance { kind, pauses, sound, .. }) in utterances(folder)?.into_iter().enumerate() {
+        let mut cases = Vec::new();
+        match pauses[..] {
+            [[from, to]] if n % 2 == 0 => {
+                cases.push((true, [&sound[..samples(from)], &sound[samples(to).min(sound.len())..]].concat()));
+            }
+            _ => cases.push((true, sound.clone())),
+        }
+        for [from, _] in pauses {
+            let said = &sound[..samples(from).min(sound.len())];
+            let (before, after) = said.split_at(if n / 2 % 2 == 0 { 0 } else { said.len() * 2 / 5 });
+            let earlier = if before.is_empty() { 0 } else { samples(0.7) };
+            cases.push((false, [before, &vec![0.0; earlier], after].concat()));
+        }
+        for (finished, mut said) in cases {
+            // As much of the pause as a turn has when it is asked about.
+            said.resize(said.len() + samples_ms(config.voice.pause_ms), 0.0);
+            let (words, state, chance) = meter.finished(&said)?;
+            let row = json!({"kind": kind, "finished": finished, "words": words, "chance": chance, "state": state});
+            writeln!(out, "{row}")?;
+        }
+    }
+    Ok(())
+}
+
+fn utterances(folder: &Path) -> Result<Vec<Utterance>> {
     let list = folder.join("turns.json");
     let text = std::fs::read(&list).with_context(|| format!("{} cannot be read", list.display()))?;
     let mut utterances: Vec<Utterance> = serde_json::from_slice(&text)?;
     for utterance in &mut utterances {
         utterance.sound = file::read(&folder.join(&utterance.file), 60.0).context(utterance.file.clone())?;
     }
+    Ok(utterances)
+}
+
+/// Prints the table.
+pub(super) async fn run(config: Config, folder: &Path, streams: usize, only: &str) -> Result<()> {
+    let utterances = utterances(folder)?;
     let engine = super::super::engine(&config)?;
     let config = Arc::new(config);
     println!(

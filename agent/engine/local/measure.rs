@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use hearken_models::checkpoint::{Checkpoint, Options};
 use hearken_models::decoder::Share;
 use hearken_models::kv::KvType;
-use hearken_models::{Error, Result, Tensor};
+use hearken_models::prompt::{Content, Item, Piece, Role, Thinking};
+use hearken_models::{DType, Error, Result, Tensor};
 
 /// One work that can be timed.
 #[derive(Debug, Clone, Copy)]
@@ -102,6 +103,37 @@ impl Meter {
             return self.fork(work.context);
         }
         self.decode(work)
+    }
+
+    /// What is asked to find out whether the speaker of a message has finished that is nothing but these samples: the words in it, the decoder's state
+    /// behind the question, and the chance that it tells.
+    ///
+    /// # Errors
+    /// The model's.
+    pub fn finished(&self, samples: &[f32]) -> Result<(String, Vec<f32>, f32)> {
+        let model = &self.checkpoint;
+        let words = model.words(samples, || true)?;
+        let item = Item::Message { role: Role::User, content: vec![Content::Sound(samples.into())] };
+        let mut pieces = model.format.render(&[item], "", Thinking::On);
+        pieces.truncate(pieces.iter().rposition(|piece| matches!(piece, Piece::Sound(_))).map_or(0, |at| at + 1));
+        pieces.extend(model.finish.question(model.format, words.as_deref()));
+        let mut rows = Vec::new();
+        for piece in pieces {
+            match piece {
+                Piece::Control(text) => rows.push(model.decoder.embed(&model.tokenizer.control(&text)?)?),
+                Piece::Text(text) => rows.push(model.decoder.embed(&model.tokenizer.text(&text)?)?),
+                Piece::Sound(sound) => rows.extend(model.hear(&sound)?.into_iter().map(|heard| heard.embeddings)),
+            }
+        }
+        let rows = Tensor::cat(&rows, 0)?;
+        let tokens = rows.dims()[0];
+        let mut sequence = model.decoder.pool(tokens + 64, KvType::F32)?.sequence();
+        let hidden = model.decoder.forward(&rows, &mut [Share { sequence: &mut sequence, tokens }])?;
+        let last = hidden.narrow(0, tokens - 1, 1)?;
+        let flat = |row: &Tensor| Ok::<_, Error>(row.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        let (state, logits) = (flat(&last)?, flat(&model.decoder.logits(&last)?)?);
+        let chance = model.finish.chance(if model.finish.reads_state() { &state } else { &logits });
+        Ok((words.unwrap_or_default(), state, chance))
     }
 
     fn fork(&self, tokens: usize) -> Result<Duration> {
