@@ -13,7 +13,7 @@ use webrtc::error::Error;
 use webrtc::media_stream::track_remote::TrackRemote;
 use webrtc::peer_connection::{
     MediaEngine, PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCIceGatheringState,
-    RTCPeerConnectionState, RTCSessionDescription, Registry, SettingEngineBuilder, register_default_interceptors,
+    RTCPeerConnectionState, RTCSessionDescription, Registry, SettingEngineBuilder, configure_rtcp_reports,
 };
 
 use super::port::{Lease, Port};
@@ -59,7 +59,8 @@ impl Peer {
         let (gather, gathered) = watch::channel(false);
         let mut media = MediaEngine::default();
         media.register_codec(opus(), RtpCodecKind::Audio)?;
-        let interceptors = register_default_interceptors(Registry::new(), &mut media)?;
+        // Reports alone. Feedback for each packet and requests to repeat one are for video: Opus brings its own copies, and they would cost more than hearing.
+        let interceptors = configure_rtcp_reports(Registry::new());
         // As a server of the handshake we are connected at once: a client's first message may be lost, ours comes when the path is known.
         let role = if offer.is_passive { RTCDtlsRole::Client } else { RTCDtlsRole::Server };
         let settings = SettingEngineBuilder::new()
