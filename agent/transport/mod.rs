@@ -5,6 +5,8 @@ mod auth;
 mod calls;
 mod chat;
 mod conversations;
+#[doc(hidden)]
+pub mod fuzz;
 mod http;
 mod line;
 mod listen;

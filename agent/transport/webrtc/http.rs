@@ -105,6 +105,14 @@ async fn parts(request: Request) -> Result<(Bytes, Option<SessionUpdate>), Refus
     Ok((offer, session.map(|session| settings(&session)).transpose()?))
 }
 
+/// Reads a form with an offer and settings, as POST does; the length of what stood in it. For tests/fuzz.
+#[doc(hidden)]
+pub async fn form(content_type: &str, body: Vec<u8>) -> Option<usize> {
+    let request = Request::builder().header(header::CONTENT_TYPE, content_type).body(body.into()).ok()?;
+    let (offer, _) = offered(request).await.ok()?;
+    Offer::parse(&offer).ok().map(|offer| offer.text().len())
+}
+
 fn settings(session: &[u8]) -> Result<SessionUpdate, Refusal> {
     let invalid = |e: serde_json::Error| ErrorBody::invalid("invalid_json", e.to_string()).at("session");
     parse_session(serde_json::from_slice(session).map_err(invalid)?)

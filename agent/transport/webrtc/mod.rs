@@ -22,7 +22,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+#[doc(hidden)]
+pub use http::form;
 pub(super) use http::routes;
+#[doc(hidden)]
+pub use port::Datagrams;
 
 use self::call::Call;
 use self::port::Port;
