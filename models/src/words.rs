@@ -21,6 +21,8 @@ use crate::{Error, Result};
 
 /// Tokens a second that no speaker exceeds; more is a loop.
 const TOKENS_A_SECOND: usize = 8;
+/// Tokens of a sentence that is looked for when it is said over and over.
+const LONGEST_LOOP: usize = 32;
 /// Above this probability of no speech, and below this mean log probability of a token, nothing was said. Whisper has 0.6 and −1; its "you"
 /// in two seconds of silence has 0.91 and −0.75, the clips of tests/audio all have less than 0.05 and more than −0.2.
 const NO_SPEECH: f32 = 0.6;
@@ -241,6 +243,7 @@ impl WordEar {
     /// candle's.
     pub fn step(&self, guess: &mut Guess) -> Result<bool> {
         if guess.ids.len() >= guess.limit {
+            self.cut(guess, true);
             return Ok(false);
         }
         let first = guess.ids.len() == self.prompt.len();
@@ -259,10 +262,14 @@ impl WordEar {
             return Ok(false);
         }
         guess.ids.push(best);
-        let Some(keep) = looped(&guess.ids[self.prompt.len()..]) else { return Ok(true) };
-        // Nobody said it four times; what was told stays told.
+        Ok(!self.cut(guess, false))
+    }
+
+    /// Leaves once what the end of a guess says over and over; whether it does. What was told stays told.
+    fn cut(&self, guess: &mut Guess, is_too_long: bool) -> bool {
+        let Some(keep) = looped(&guess.ids[self.prompt.len()..], is_too_long) else { return false };
         guess.ids.truncate((self.prompt.len() + keep).max(guess.given));
-        Ok(false)
+        true
     }
 
     /// Puts the tokens through that are not in the past yet: normalised `[n, d]`.
@@ -364,13 +371,16 @@ fn layer_norm(weights: &Weights, name: &str, d: usize) -> Result<LayerNorm> {
     Ok(LayerNorm::new(tensor("weight")?, tensor("bias")?, 1e-5))
 }
 
-/// If the end says the same four times over: how many tokens are left when it is said once.
-fn looped(ids: &[u32]) -> Option<usize> {
-    let loops = |n: &usize| {
-        let tail = |k: usize| ids.len().checked_sub(k * n).map(|start| &ids[start..start + n]);
-        n * 4 <= ids.len() && (2..=4).all(|k| tail(k) == tail(1)) && n * 4 >= 6
+/// If the end says the same over and over, as nobody does: how many tokens are left when it is said once. A few words may be said three times, a
+/// sentence twice; and in more tokens than anybody says in that time, nothing twice.
+fn looped(ids: &[u32], is_too_long: bool) -> Option<usize> {
+    let loops = |n: usize| {
+        // Since where each token is the one that comes n later.
+        let since = (0..ids.len().saturating_sub(n)).rev().take_while(|i| ids[*i] == ids[i + n]).last()?;
+        let times = if is_too_long { 2 } else { 3 + usize::from(n < 6) };
+        (times * n >= 6 && ids.len() - since >= times * n).then_some(since + n)
     };
-    (1..=8).find(loops).map(|n| ids.len() - 3 * n)
+    (1..=LONGEST_LOOP).find_map(loops)
 }
 
 #[cfg(test)]
@@ -378,10 +388,17 @@ mod tests {
     use super::looped;
 
     #[test]
-    fn what_is_said_four_times_over_is_kept_once() {
-        assert_eq!(looped(&[7, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]), Some(4));
-        assert_eq!(looped(&[7, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2]), None);
-        assert_eq!(looped(&[5, 5, 5, 5]), None, "a short word may be");
-        assert_eq!(looped(&[5; 8]), Some(2));
+    fn what_is_said_over_and_over_is_kept_once() {
+        let looped_in_time = |ids: &[u32]| looped(ids, false);
+        assert_eq!(looped_in_time(&[7, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3]), Some(4));
+        assert_eq!(looped_in_time(&[7, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2]), None);
+        assert_eq!(looped_in_time(&[5, 5, 5, 5]), None, "a short word may be");
+        assert_eq!(looped_in_time(&[5; 8]), Some(2));
+        // "Ask what you can do for your country." is nine tokens.
+        let sentence: Vec<u32> = (0..27).map(|i| i % 9).collect();
+        assert_eq!((looped_in_time(&sentence), looped_in_time(&sentence[..26])), (Some(9), None));
+        assert_eq!(looped(&sentence[..20], true), Some(9), "the second time is not whole, and the time is over");
+        assert_eq!(looped(&sentence[..17], true), None);
+        assert_eq!(looped(&[], true), None);
     }
 }

@@ -4,7 +4,8 @@
 
 A server is started and each clip of tests/audio is sent to it as it would be spoken, 20 ms at a time, with silence behind it. Of each word that
 is committed it is noted when it came. faster-whisper (base, the very weights of nano's word ear, greedy, whole files) then says of the same clip
-which words it hears and when each of them ended: from there to when ours came is the delay behind the speaker.
+which words it hears and when each of them ended: from there to when ours came is the delay behind the speaker. Normalised erasure is how many words
+were taken back for each word of the final text (Arivazhagan et al. 2020): of what is committed, and of all that is shown, tentative words included.
 """
 
 import argparse
@@ -62,17 +63,27 @@ def clips() -> list[tuple[str, bytes, list[str]]]:
     return found
 
 
-async def caption(url: str, pcm: bytes) -> tuple[list[tuple[str, float]], str, int]:
-    """Each committed word with the seconds after which it came, the final words, and how many told words were not in them."""
+async def caption(url: str, pcm: bytes) -> tuple[list[tuple[str, float]], str, int, int]:
+    """Each committed word with the seconds after which it came, the final words, how many committed words were not in them, and how many shown words
+    were taken back."""
     async with websockets.connect(url, max_size=None) as socket:
         vad = {"type": "server_vad", "create_response": False}
         sound = {"format": {"type": "audio/pcm", "rate": RATE}, "transcription": {}, "turn_detection": vad}
-        session = {"type": "realtime", "audio": {"input": sound}}
+        session = {"type": "realtime", "audio": {"input": sound}, "include": ["hearken.captions.tentative"]}
         await socket.send(json.dumps({"type": "session.update", "session": session}))
         told: dict[str, list[tuple[str, float]]] = {}
         final: dict[str, str] = {}
+        shown: dict[str, list[str]] = {}
+        retracted = 0
         open_items: set[str] = set()
         begun = 0.0
+
+        def show(item: str, text: str) -> None:
+            nonlocal retracted
+            before, now = shown.get(item, []), words(text)
+            same = next((i for i, (a, b) in enumerate(zip(before, now)) if a != b), min(len(before), len(now)))
+            retracted += len(before) - same
+            shown[item] = now
 
         async def listen() -> None:
             async for frame in socket:
@@ -84,8 +95,12 @@ async def caption(url: str, pcm: bytes) -> tuple[list[tuple[str, float]], str, i
                 elif kind.endswith("input_audio_transcription.delta"):
                     pieces = told.setdefault(event["item_id"], [])
                     pieces.append((event["delta"], now))
+                elif kind == "hearken.input_audio_transcription.tentative":
+                    item = event["item_id"]
+                    show(item, "".join(piece for piece, _ in told.get(item, [])) + " " + event["text"])
                 elif kind.endswith("input_audio_transcription.completed"):
                     final[event["item_id"]] = event["transcript"]
+                    show(event["item_id"], event["transcript"])
                     open_items.discard(event["item_id"])
 
         listener = asyncio.create_task(listen())
@@ -109,7 +124,7 @@ async def caption(url: str, pcm: bytes) -> tuple[list[tuple[str, float]], str, i
             upto = words("".join(piece for piece, _ in pieces[: i + 1]))
             times += [(word, now) for word in upto[count:]]
             count = max(count, len(upto))
-    return times, " ".join(final.values()), erased
+    return times, " ".join(final.values()), erased, retracted
 
 
 def whisper(nano: str, threads: int) -> faster_whisper.WhisperModel:
@@ -159,10 +174,10 @@ def main() -> None:
         server.terminate()
         server.wait()
     model = whisper(args.nano, args.threads)
-    count = wrong = theirs_wrong = erased = told = 0
+    count = wrong = theirs_wrong = erased = retracted = told = 0
     delays: list[float] = []
     took = length = 0.0
-    for (name, pcm, wanted), (times, final, gone) in zip(clips(), ours):
+    for (name, pcm, wanted), (times, final, gone, taken_back) in zip(clips(), ours):
         begun = time.perf_counter()
         segments, _ = model.transcribe(
             os.path.join(AUDIO, name), language="en", beam_size=1, temperature=0, word_timestamps=True
@@ -174,6 +189,7 @@ def main() -> None:
         wrong += errors(wanted, words(final))
         theirs_wrong += errors(wanted, [word for word, _ in timed])
         erased += gone
+        retracted += taken_back
         told += len(times)
         pairs = difflib.SequenceMatcher(None, [w for w, _ in timed], [w for w, _ in times], autojunk=False)
         for a, b, size in pairs.get_matching_blocks():
@@ -187,7 +203,8 @@ def main() -> None:
     print(f"{datetime.date.today()}, {args.threads} threads, {len(ours)} clips, {length:.0f} s, {count} words, sent in real time\n")
     print("| | Hearken, live | faster-whisper base, whole files |\n|---|---|---|")
     print(f"| word errors | {wrong} ({100 * wrong / count:.1f} %) | {theirs_wrong} ({100 * theirs_wrong / count:.1f} %) |")
-    print(f"| committed words that were erased | {erased} of {told} | – |")
+    print(f"| committed words that were erased (normalised erasure) | {erased} of {told} ({erased / told:.2f}) | – |")
+    print(f"| normalised erasure of all that is shown, tentative words included | {retracted / told:.2f} | – |")
     print(f"| a word behind its speaker, median | {statistics.median(delays):.2f} s | – |")
     print(f"| the same, 95th of a hundred | {delays[min(len(delays) - 1, int(0.95 * len(delays)))]:.2f} s | – |")
     print(f"| time for all | as long as they are spoken | {took:.1f} s |")
