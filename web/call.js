@@ -23,6 +23,14 @@ function trend(value, unit) {
   return Number.isFinite(value) ? `, ${signed(value, 1)} ${unit}` : "";
 }
 
+/** A file is heard at once; its words, and then the model's notes, take their time. */
+function progress(turns) {
+  const read = turns.filter((turn) => turn.words !== undefined).length;
+  const noted = turns.filter((turn) => turn.note).length;
+  const notes = noted ? `, ${noted} noted` : "";
+  return turns.length ? `The file is being heard: ${turns.length} turns, ${read} written down${notes}` : "The file is being heard";
+}
+
 function button(words, className, onclick) {
   const node = element("button", className, words);
   node.type = "button";
@@ -179,7 +187,7 @@ class HearkenCall extends HTMLElement {
     const speaking = call.speaking ?? [];
     this.#live.hidden = isOver;
     this.#live.dataset.state = speaking.length ? "hearing" : "listening";
-    setText(this.#live, speaking.length ? `${speaking.join(" and ")} ${speaking.length > 1 ? "are" : "is"} speaking` : call.source === "file" ? "The file is being heard" : "The line is open, nobody speaks");
+    setText(this.#live, speaking.length ? `${speaking.join(" and ")} ${speaking.length > 1 ? "are" : "is"} speaking` : call.source === "file" ? progress(call.turns) : "The line is open, nobody speaks");
     this.#delete.hidden = !isOver;
     this.#nosound.querySelector(".has-file").hidden = call.source !== "file";
     this.#sections.sum.hidden = !call.summary;

@@ -19,6 +19,8 @@ const SIZES = { least: 1, most: 5 };
 const MOST_LINES = 200;
 /** How often an overlay looks for news, milliseconds. */
 const LOOK_MS = 400;
+/** An overlay is empty again so long after the last word, seconds; `hold=0` in its address: never. */
+const HOLD_S = 8;
 /** How often a stream is looked for. */
 const STREAM_MS = 1000;
 
@@ -328,7 +330,25 @@ function show(turn) {
     }
   }
   at("now").dataset.id = turn.id;
+  hold();
   if (atEnd) at("text").scrollTop = at("text").scrollHeight;
+}
+
+/** What was said a while ago is not left standing over a picture; nor is what was said before the overlay came. */
+const holdSeconds = query.has("hold") ? Number(query.get("hold")) || 0 : HOLD_S;
+let holding = 0;
+function hold() {
+  if (!overlay || holdSeconds <= 0) return;
+  clearTimeout(holding);
+  at("text").classList.remove("over");
+  holding = setTimeout(() => at("text").classList.add("over"), holdSeconds * 1000);
+}
+
+/** Whoever has just added an overlay sees that it is there, and nothing of what was said before. */
+function greet() {
+  if (holdSeconds > 0) for (const row of at("lines").children) row.classList.add("before");
+  at("now").replaceChildren(span("greeting", "Captions appear here."));
+  hold();
 }
 
 let lastNote = null;
@@ -371,7 +391,13 @@ function showState() {
 }
 
 function showAddresses() {
-  at("overlay-address").textContent = new URL("captions?overlay=1", location.href).href;
+  const address = new URL("captions?overlay=1", location.href);
+  if (settings.source === "whip") address.searchParams.set("whip", "1");
+  // A browser source has nobody who could type it in.
+  if (wire.token) address.searchParams.set("token", wire.token);
+  at("overlay-warning").hidden = !wire.token;
+  const nothing = settings.source !== "whip" && wire.state === "open" && !wire.resume;
+  at("overlay-address").textContent = nothing ? "this server keeps no captions, so there is nothing to follow" : address.href;
   at("whip-address").textContent = streamAddress();
   const id = conversationId();
   at("vtt-address").textContent = id ? new URL(`v1/captions/${id}.vtt`, location.href).href : "this server keeps no captions";
@@ -484,8 +510,10 @@ async function follow() {
         const answer = await ask(`v1/conversations/${wanted}`);
         if (answer.ok) {
           const story = await answer.json();
+          const isFirst = id === "";
           [id, last] = [wanted, story.last_event];
           clear(story);
+          if (isFirst) greet();
         }
       } else if (id) {
         const { data } = await (await ask(`v1/conversations/${id}/events?after=${last}`)).json();
@@ -505,6 +533,7 @@ try {
 } catch {}
 if (overlay) {
   document.documentElement.classList.add("overlay");
+  greet();
   if (query.has("token")) wire.token = query.get("token");
   if (query.has("whip")) startStream();
   else await follow();

@@ -109,6 +109,8 @@ describe("a call from a file", () => {
     await page.waitForFunction((half) => Math.abs(document.querySelector("hearken-call audio").currentTime - half) < 2, length / 2);
     await place(page).press("Space");
     await page.locator("hearken-call-turn summary:visible").first().press("Enter");
+    const tall = await page.evaluate(() => document.documentElement.scrollHeight - innerHeight);
+    assert.equal(tall, 0, "the header stays: only what is below it is scrolled");
     await page.screenshot({ path: out("calls-over.png"), fullPage: true });
     await accessible(page, "calls, one that is over");
 

@@ -109,6 +109,17 @@ describe("captions of a microphone", () => {
     assert.deepEqual(look, { backgrounds: Array(2).fill("rgba(0, 0, 0, 0)"), shown: [], ink: "rgb(255, 233, 74)", size: 48 });
     await overlay.screenshot({ path: out("captions-overlay.png"), omitBackground: true });
     await page.getByRole("button", { name: "Stop" }).click();
+    // What was said before an overlay came is not put over the picture: it says that it is there, and then nothing.
+    const late = await context.newPage();
+    await late.addInitScript(() => {
+      window.greeted = false;
+      addEventListener("DOMContentLoaded", () => new MutationObserver(() => (window.greeted ||= document.querySelector("#now .greeting")?.checkVisibility() ?? false)).observe(document.getElementById("now"), { childList: true }));
+    });
+    await late.goto(`${server.url}captions?overlay=1&hold=3&follow=${id}`);
+    await shows(late);
+    const before = await late.evaluate((wanted) => [...document.querySelectorAll("#lines .line")].find((node) => node.lastElementChild.textContent === wanted).checkVisibility(), wanted);
+    assert.deepEqual([before, await late.evaluate(() => window.greeted)], [false, true]);
+    await late.waitForFunction(() => getComputedStyle(document.getElementById("text")).opacity === "0");
     await context.close();
   });
 
