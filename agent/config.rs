@@ -236,7 +236,7 @@ impl Default for Voice {
             prefix_padding_ms: 300,
             pause_ms: 200,
             silence_duration_ms: 500,
-            finished_above: 0.8,
+            finished_above: 0.7,
             unfinished_below: 0.3,
             min_speech_ms: 100,
             max_segment_seconds: 25.0,
