@@ -118,7 +118,7 @@ export class PeerPipe {
       if (answer.status !== 201) return this.#refused(answer.status, text);
       const place = answer.headers.get("location");
       this.#call = place && new URL(place, this.#base);
-      if (this.#over) return void this.#hangUp();
+      if (this.#over) return this.#hangUp();
       this.#timer = setTimeout(() => this.#fail(), ICE_MS);
       await this.#peer.setRemoteDescription({ type: "answer", sdp: text });
     } catch {
@@ -135,7 +135,7 @@ export class PeerPipe {
 
   #fail() {
     // A session that nobody has spoken in yet is given back; one that goes on is taken over by the next pipe.
-    if (!this.#options.resume) this.#hangUp();
+    if (!this.#options.resume) void this.#hangUp();
     this.#end({ code: 1006, unusable: true });
   }
 
@@ -161,17 +161,21 @@ export class PeerPipe {
     this.#on.closed({ reason: "", ...how });
   }
 
-  #shut() {
+  /** `after`: what the connection itself is kept for. */
+  #shut(after = null) {
     this.#over = true;
     removeEventListener("pagehide", this.#leave);
     clearTimeout(this.#timer);
     this.#request.abort();
-    this.#channel.close();
-    this.#peer.close();
+    const free = () => {
+      this.#channel.close();
+      this.#peer.close();
+    };
+    after ? void after.then(free) : free();
   }
 
-  #hangUp() {
-    if (this.#call) void this.#fetch(this.#call, { method: "DELETE", keepalive: true }).catch(() => {});
+  async #hangUp() {
+    if (this.#call) await this.#fetch(this.#call, { method: "DELETE", keepalive: true }).catch(() => {});
   }
 
   send(text) {
@@ -196,7 +200,7 @@ export class PeerPipe {
 
   close({ goodbye = true } = {}) {
     if (this.#over) return;
-    if (goodbye) this.#hangUp();
-    this.#shut();
+    // A connection that closes first is one that was lost, and may come back.
+    this.#shut(goodbye ? this.#hangUp() : null);
   }
 }
