@@ -88,17 +88,17 @@ impl Bench {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         if self.what == What::Latency {
-            let engine = super::engine(&config)?;
+            let engine = super::local(&config, true)?;
             return runtime.block_on(latency::run(engine, config, &speech, self.turns, self.json));
         }
         if self.what == What::Memory {
-            let engine = super::engine(&config)?;
+            let engine = super::local(&config, true)?;
             return runtime.block_on(sessions::memory(&engine, &Arc::new(config), &speech));
         }
         println!("| passes | streams | turns | turn to first token, ms | p95 | p95 against one stream |");
         println!("|---|---|---|---|---|---|");
         for (label, batched) in [("batched", true), ("one by one", false)] {
-            let engine = super::engine_with(&config, batched)?;
+            let engine = super::local(&config, batched)?;
             runtime.block_on(sessions::run(&engine, &Arc::new(config.clone()), &speech, self.turns, label))?;
         }
         Ok(())

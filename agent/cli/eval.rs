@@ -1,17 +1,18 @@
 //! `hearken eval`: how much of what it is told nano understands, through the product's own path: sound goes into a session packet by packet,
 //! is heard as it comes, and the turn is committed as with push-to-talk.
 //!
-//! A task file is JSON: `{"name": …, "tasks": [{"kind", "sound", "question", "system", "answers": […], "words"}]}`. `sound` is a file beside it;
-//! `question` is typed after it; an answer is right when one of `answers` stands in the reply, whole words; `words` is what is said in the
-//! sound. Tasks are counted by `kind`.
+//! A task file is JSON: `{"name": …, "tasks": [{"kind", "sound", "question", "system", "answers": […], "wrong": […], "words"}]}`. `sound` is a file beside it, or
+//! several to be heard as one; `question` is typed after it; a reply is right when one of `answers` and none of `wrong` stands in it, whole words; `words` is what is said in the
+//! sound. Tasks are counted by `kind`. For comparison the decoder is given text in the sound's place: what was truly said, or, as a cascade of
+//! a recogniser and a language model would be, what the word ear heard.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use clap::Args;
-use serde::Deserialize;
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Settings;
@@ -33,6 +34,9 @@ pub(super) struct Eval {
     /// Minds that vote.
     #[arg(long, value_delimiter = ',', default_value = "1")]
     minds: Vec<usize>,
+    /// What stands in the place of a task's sound.
+    #[arg(long, value_enum, default_value_t = Given::Sound)]
+    given: Given,
     /// Draws as configured; otherwise the likeliest token is taken.
     #[arg(long)]
     sampled: bool,
@@ -41,6 +45,16 @@ pub(super) struct Eval {
     json: bool,
     #[command(flatten)]
     settings: Settings,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Given {
+    /// The sound itself.
+    Sound,
+    /// The words said in it, in writing.
+    Words,
+    /// The words that the word ear hears in it, in writing.
+    Transcript,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,12 +69,40 @@ struct TaskFile {
 struct Task {
     #[serde(default)]
     kind: String,
-    sound: PathBuf,
+    sound: Sound,
     question: Option<String>,
     system: Option<String>,
     #[serde(default)]
     answers: Vec<String>,
+    #[serde(default)]
+    wrong: Vec<String>,
     words: Option<String>,
+}
+
+/// One file, or several that are joined with [`PAUSE`] between them.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+enum Sound {
+    One(PathBuf),
+    Joined(Vec<PathBuf>),
+}
+
+/// Between two files that are heard as one: 0.3 s.
+static PAUSE: [f32; 4800] = [0.0; 4800];
+
+impl Sound {
+    /// Samples of the files in `folder`.
+    fn read(&self, folder: &Path) -> Result<Vec<f32>> {
+        let files = match self {
+            Self::One(file) => std::slice::from_ref(file),
+            Self::Joined(files) => files,
+        };
+        let read = |file: &PathBuf| {
+            let path = folder.join(file);
+            file::read(&path, 600.0).with_context(|| format!("{} cannot be heard", path.display()))
+        };
+        Ok(files.iter().map(read).collect::<Result<Vec<_>>>()?.join(&PAUSE[..]))
+    }
 }
 
 /// What one kind of task came to.
@@ -68,6 +110,8 @@ struct Task {
 struct Count {
     asked: usize,
     right: usize,
+    /// How often each answer is the right one.
+    answers: BTreeMap<String, usize>,
     words: usize,
     wrong_words: usize,
     thought: usize,
@@ -78,11 +122,13 @@ impl Eval {
     pub(super) fn run(&self) -> Result<()> {
         let config = self.settings.load()?;
         super::log(&config);
-        let engine: Arc<dyn Engine> = Arc::new(super::engine(&config)?);
+        let engine: Arc<dyn Engine> = Arc::new(super::local(&config, true)?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         if !self.json {
-            println!("| tasks | kind | budget | minds | right | word errors | thinking tokens | reply after, ms |");
-            println!("|---|---|---|---|---|---|---|---|");
+            println!(
+                "| tasks | kind | budget | minds | right | one answer to all | word errors | thinking tokens | reply after, ms |"
+            );
+            println!("|---|---|---|---|---|---|---|---|---|");
         }
         for path in &self.files {
             let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
@@ -97,7 +143,10 @@ impl Eval {
                     let engine = Minds::new(engine.clone(), &config.thinking);
                     let label = (budget.map_or("–".into(), |b| b.to_string()), *minds);
                     let counts = runtime.block_on(self.tasks(&tasks, sounds, &engine, &Arc::new(config)))?;
-                    self.tell(&tasks.name, &label, &counts);
+                    counts.iter().for_each(|(kind, count)| self.tell(&tasks.name, kind, &label, count));
+                    if counts.len() > 1 {
+                        self.tell(&tasks.name, "all", &label, &Count::sum(&counts));
+                    }
                 }
             }
         }
@@ -127,24 +176,38 @@ impl Eval {
     ) -> Result<BTreeMap<String, Count>> {
         let mut counts: BTreeMap<String, Count> = BTreeMap::new();
         for (n, task) in tasks.tasks.iter().enumerate() {
-            let path = sounds.join(&task.sound);
-            let sound = file::read(&path, 600.0).with_context(|| format!("{} cannot be heard", path.display()))?;
+            let sound = task.sound.read(sounds)?;
             let mut wishes = Wishes::new(config);
             wishes.turn_detection = None;
             if let Some(system) = &task.system {
                 wishes.instructions.clone_from(system);
             }
-            let mut talker = Talker::wishing(engine, config, n as u64 + 1, 1, wishes);
-            let (said, spent) = talker.commit(&sound, task.question.as_deref()).await?;
+            let mut talker = Talker::wishing(engine, config, 2 * n as u64 + 1, 1, wishes.clone());
+            let written = match self.given {
+                Given::Sound => None,
+                Given::Words => {
+                    Some(task.words.clone().with_context(|| format!("task {n} of {} has no words", tasks.name))?)
+                }
+                Given::Transcript => Some(talker.commit(&sound, None).await?.0.heard),
+            };
+            let (said, spent) = match written {
+                None => talker.commit(&sound, task.question.as_deref()).await?,
+                Some(words) => {
+                    let text = task.question.iter().fold(words, |words, question| words + "\n" + question);
+                    let mut talker = Talker::wishing(engine, config, 2 * n as u64 + 2, 1, wishes);
+                    talker.commit(&[], Some(text.trim())).await?
+                }
+            };
             let count = counts.entry(task.kind.clone()).or_default();
             count.milliseconds.push(spent.as_secs_f64() * 1e3);
             count.thought += said.reasoning_tokens;
-            let right = is_right(&said.reply, &task.answers);
+            let right = names_one(&said.reply, &task.answers) && !names_one(&said.reply, &task.wrong);
             if !task.answers.is_empty() {
                 count.asked += 1;
                 count.right += usize::from(right);
+                *count.answers.entry(task.answers.join(" ")).or_default() += 1;
             }
-            if let Some(words) = &task.words {
+            if let (Some(words), Given::Sound, None) = (&task.words, self.given, &task.question) {
                 let words = plain(words);
                 count.words += words.len();
                 count.wrong_words += distance(&words, &plain(heard(&said)));
@@ -158,29 +221,47 @@ impl Eval {
         Ok(counts)
     }
 
-    fn tell(&self, name: &str, (budget, minds): &(String, usize), counts: &BTreeMap<String, Count>) {
-        for (kind, count) in counts {
-            let mut times = count.milliseconds.clone();
-            times.sort_by(f64::total_cmp);
-            let (median, n) = (times[times.len() / 2], times.len());
-            if self.json {
-                let line = json!({"tasks": name, "kind": kind, "budget": budget, "minds": minds, "asked": count.asked,
-                    "right": count.right, "words": count.words, "wrong_words": count.wrong_words,
-                    "thinking_tokens": count.thought, "reply_ms": median});
-                println!("{line}");
-                continue;
-            }
-            let share = |part: usize, all: usize| match all {
-                0 => "–".to_owned(),
-                _ => format!("{:.1} % ({part} of {all})", 100.0 * part as f64 / all as f64),
-            };
-            let thought = count.thought as f64 / n as f64;
-            println!(
-                "| {name} | {kind} | {budget} | {minds} | {} | {} | {thought:.0} | {median:.0} |",
-                share(count.right, count.asked),
-                share(count.wrong_words, count.words)
-            );
+    fn tell(&self, name: &str, kind: &str, (budget, minds): &(String, usize), count: &Count) {
+        let mut times = count.milliseconds.clone();
+        times.sort_by(f64::total_cmp);
+        let (median, n) = (times[times.len() / 2], times.len());
+        let one = count.answers.values().max().copied().unwrap_or(0);
+        if self.json {
+            let line = json!({"tasks": name, "kind": kind, "budget": budget, "minds": minds, "asked": count.asked,
+                "right": count.right, "right_with_one_answer": one, "words": count.words, "wrong_words": count.wrong_words,
+                "thinking_tokens": count.thought, "reply_ms": median});
+            println!("{line}");
+            return;
         }
+        let share = |part: usize, all: usize| match all {
+            0 => "–".to_owned(),
+            _ => format!("{:.1} % ({part} of {all})", 100.0 * part as f64 / all as f64),
+        };
+        let thought = count.thought as f64 / n as f64;
+        println!(
+            "| {name} | {kind} | {budget} | {minds} | {} | {} | {} | {thought:.0} | {median:.0} |",
+            share(count.right, count.asked),
+            share(one, count.asked),
+            share(count.wrong_words, count.words)
+        );
+    }
+}
+
+impl Count {
+    /// All kinds together.
+    fn sum(counts: &BTreeMap<String, Count>) -> Count {
+        let mut all = Count::default();
+        for count in counts.values() {
+            all.asked += count.asked;
+            all.right += count.right;
+            // One answer for each kind.
+            *all.answers.entry(String::new()).or_default() += count.answers.values().max().copied().unwrap_or(0);
+            all.words += count.words;
+            all.wrong_words += count.wrong_words;
+            all.thought += count.thought;
+            all.milliseconds.extend(&count.milliseconds);
+        }
+        all
     }
 }
 
@@ -198,7 +279,7 @@ fn plain(text: &str) -> Vec<String> {
 }
 
 /// Whether one of the answers stands in the reply.
-fn is_right(reply: &str, answers: &[String]) -> bool {
+fn names_one(reply: &str, answers: &[String]) -> bool {
     let reply = plain(reply);
     answers
         .iter()
@@ -222,14 +303,14 @@ fn distance(right: &[String], heard: &[String]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{distance, is_right, plain};
+    use super::{distance, names_one, plain};
 
     #[test]
     fn an_answer_counts_as_whole_words_and_errors_are_counted_once() {
         let answers = ["Paris".to_owned(), "seven hundred".to_owned()];
-        assert!(is_right("It is PARIS, of course.", &answers) && is_right("Seven hundred.", &answers));
-        assert!(!is_right("Parisian", &answers) && !is_right("seven or eight hundred", &answers));
-        assert!(!is_right("anything", &[String::new()]));
+        assert!(names_one("It is PARIS, of course.", &answers) && names_one("Seven hundred.", &answers));
+        assert!(!names_one("Parisian", &answers) && !names_one("seven or eight hundred", &answers));
+        assert!(!names_one("anything", &[String::new()]));
         let errors = |a: &str, b: &str| distance(&plain(a), &plain(b));
         assert_eq!(errors("ask not what your country", "ask not what your country"), 0);
         assert_eq!(errors("ask not what", "ask what you"), 2);

@@ -9,12 +9,14 @@ mod serve;
 mod terminal;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Layers, Words};
 use crate::engine::local::{Local, LocalOptions};
+use crate::engine::minds::Minds;
 use crate::fetch::{self, FetchOptions};
 
 /// Tokens of past conversations that the engine keeps: 64 Ki tokens are 1.6 GB on nano.
@@ -149,13 +151,13 @@ fn checkpoint(config: &Config) -> Result<PathBuf> {
     }
 }
 
-/// Starts the engine that the configuration asks for.
-fn engine(config: &Config) -> Result<Local> {
-    engine_with(config, true)
+/// Starts the engine that the configuration asks for, with as many minds.
+fn engine(config: &Config) -> Result<Minds> {
+    Ok(Minds::new(Arc::new(local(config, true)?), &config.thinking))
 }
 
-/// The same, its sequences together in one pass or, for comparison, one by one.
-fn engine_with(config: &Config, batched: bool) -> Result<Local> {
+/// The engine by itself, its sequences together in one pass or, for comparison, one by one.
+fn local(config: &Config, batched: bool) -> Result<Local> {
     let path = checkpoint(config)?;
     let options = LocalOptions {
         path: path.clone(),

@@ -6,13 +6,12 @@ use anyhow::{Context as _, Result};
 use tokio::net::TcpListener;
 
 use crate::config::Config;
-use crate::engine::minds::Minds;
 use crate::transport;
 
 pub(super) fn serve(config: Config) -> Result<()> {
     super::log(&config);
     tracing::info!(model = config.model.name, "loading");
-    let engine = Arc::new(Minds::new(Arc::new(super::engine(&config)?), &config.thinking));
+    let engine = Arc::new(super::engine(&config)?);
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let address = config.server.listen;

@@ -143,8 +143,8 @@ impl<'a> Talker<'a> {
         }
     }
 
-    /// Says `speech` as fast as it is taken in, and `question` after it in writing; commits, and gives what came of it, and after how long the
-    /// reply began.
+    /// Says `speech`, if any, as fast as it is taken in, and `question` after it in writing; commits, and gives what came of it, and after how
+    /// long the reply began.
     pub(in crate::cli) async fn commit(&mut self, speech: &[f32], question: Option<&str>) -> Result<(Said, Duration)> {
         (self.marks, self.said) = (Marks::default(), Said::default());
         for packet in speech.chunks(PACKET) {
@@ -153,7 +153,9 @@ impl<'a> Talker<'a> {
             tokio::task::yield_now().await;
         }
         let ask = Instant::now();
-        self.client(ClientEvent::Commit);
+        if !speech.is_empty() {
+            self.client(ClientEvent::Commit);
+        }
         if let Some(question) = question {
             let kind = NewKind::Message(Role::User, vec![NewPart::Text(question.to_owned())]);
             let item = Box::new(NewItem { id: None, kind });
