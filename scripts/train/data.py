@@ -52,7 +52,7 @@ class Maker:
         rng = self.rng
         pitch = rng.uniform(0.94, 1.06) if rng.random() < 0.7 else rng.uniform(0.82, 1.18)
         kind = rng.random()
-        speed = rng.uniform(0.9, 1.1) if kind < 0.64 else rng.uniform(1.2, 1.4) if kind < 0.82 else rng.uniform(0.68, 0.8)
+        speed = rng.uniform(0.85, 1.05) if kind < 0.55 else rng.uniform(1.12, 1.35) if kind < 0.73 else rng.uniform(0.56, 0.72)
         return pitch, speed
 
     def speech(self, voices: list[Voice], kind: str) -> tuple[np.ndarray, dict]:
@@ -147,15 +147,15 @@ class Maker:
     def add_noise(self, samples: np.ndarray, facts: dict, condition: str | None) -> np.ndarray:
         """Noise at a level one clearly hears, or a trace that one does not call noise."""
         level, rng = 10 ** (sound.level_db(samples) / 20), self.rng
-        if condition == "noise" or rng.random() < 0.3:
+        if condition == "noise" or rng.random() < 0.25:
             facts["noise"] = rng.choice(NOISES)
-            ratio = 10.0 if condition == "noise" else rng.uniform(6, 18)
+            ratio = 10.0 if condition == "noise" else rng.uniform(8, 22)
             return samples + sound.noise(facts["noise"], len(samples), self.noise) * level * 10 ** (-ratio / 20)
         return samples + sound.noise("hiss", len(samples), self.noise) * level * 10 ** (-rng.uniform(38, 65) / 20)
 
     def set_level(self, samples: np.ndarray, facts: dict, condition: str | None) -> np.ndarray:
         rng = self.rng
-        volume = "medium" if condition else rng.choices(["quiet", "medium", "loud"], [0.22, 0.56, 0.22])[0]
+        volume = "medium" if condition else rng.choices(["quiet", "medium", "loud"], [0.25, 0.5, 0.25])[0]
         wanted = {"quiet": rng.uniform(-48, -37), "medium": rng.uniform(-28, -21), "loud": rng.uniform(-14, -9)}[volume]
         if not facts.get("silence"):
             facts["volume"] = volume

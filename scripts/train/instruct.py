@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=list("qkvo"), help="of q k v o gate up down")
     parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate of the low-rank updates")
     parser.add_argument("--adaptor-rate", type=float, default=1e-4)
+    parser.add_argument("--head-rate", type=float, default=1e-3, help="the same of blank, scales and percepts, which may begin from nothing")
     parser.add_argument("--tokens", type=int, default=600, help="length of a packed row")
     parser.add_argument("--ctc", type=float, default=0.2, help="weight of the words among the alignment losses; 0 for an adaptor that came without classes")
     parser.add_argument("--percepts", type=float, default=0.1, help="weight of the percepts among them")
@@ -158,14 +159,15 @@ def main() -> None:
         aligner.begin(args.begin, training.batches(args.beside, random.Random(args.seed))[0])
     if state or args.from_lora:
         decoder.load_low_rank(state["low_rank"] if state else load_file(args.from_lora))
-    updates = list(decoder.parameters())
+    updates, heads = list(decoder.parameters()), [p for n, p in aligner.named_parameters() if not n.startswith("adaptor")]
+    rates = args.rate, args.adaptor_rate, args.head_rate
     optimizer = torch.optim.AdamW(
-        [{"params": updates, "top": args.rate}, {"params": aligner.parameters(), "top": args.adaptor_rate}], betas=(0.9, 0.98), weight_decay=0.0
+        [{"params": p, "top": top} for p, top in zip((updates, aligner.adaptor.parameters(), heads), rates)], betas=(0.9, 0.98), weight_decay=0.0
     )
     step, clips, spent = 0, 0, 0.0
     if state:
         optimizer.load_state_dict(state["optimizer"])
-        for group, top in zip(optimizer.param_groups, (args.rate, args.adaptor_rate)):
+        for group, top in zip(optimizer.param_groups, rates):
             group["top"] = top
         step, clips, spent = state["step"], state["clips"], state["spent"]
     rng = random.Random(args.seed + step + 1_000_003 * args.worker)
