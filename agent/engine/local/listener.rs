@@ -321,7 +321,7 @@ impl Listener {
             self.tell("", String::new());
             return Ok(false);
         }
-        ears.fork().finish(self.skip, &mut track)?;
+        ears.finish(self.skip, &mut track)?;
         self.reader = Some(Reader::new(model, track, sound, &self.agreement.committed)?);
         Ok(true)
     }

@@ -22,7 +22,8 @@ pub(super) const SLICE: usize = 32_000;
 pub(super) struct Ears {
     hearing: Box<dyn Hearing>,
     naming: Naming,
-    samples: Vec<f32>,
+    /// Shared with forks, as long as none hears more.
+    samples: Arc<Vec<f32>>,
     /// Tokens made of it.
     made: usize,
     words: Option<Words>,
@@ -33,7 +34,7 @@ impl Ears {
         Self {
             hearing: model.ear.hearing(),
             naming: model.ear.naming(),
-            samples: Vec::new(),
+            samples: Arc::default(),
             made: 0,
             words: model.words.as_ref().map(|_| Words::default()),
         }
@@ -68,24 +69,19 @@ impl Ears {
     pub(super) fn step(&mut self, model: &Checkpoint, samples: &[f32], skip: usize, track: &mut Track) -> Result<()> {
         let heard = self.hearing.step(samples)?;
         let units = self.naming.step(samples);
-        self.samples.extend_from_slice(samples);
+        Arc::make_mut(&mut self.samples).extend_from_slice(samples);
         if let (Some(ear), Some(words)) = (&model.words, &mut self.words) {
             ear.hear(words, &model.ear.norm(&heard.hidden)?)?;
         }
-        self.put(&heard.embeddings, units, skip, track)
-    }
-
-    /// The segment ends here: puts the rest of it into the track.
-    pub(super) fn finish(&mut self, skip: usize, track: &mut Track) -> Result<()> {
-        let (rest, units) = (self.hearing.flush()?.embeddings, self.naming.flush());
-        self.put(&rest, units, skip, track)
-    }
-
-    fn put(&mut self, rows: &Tensor, units: Vec<Unit>, skip: usize, track: &mut Track) -> Result<()> {
-        let known = skip.saturating_sub(self.made).min(units.len());
+        let known = skip.saturating_sub(self.made);
         self.made += units.len();
-        track.push(rows.narrow(0, known, units.len() - known)?, units[known..].to_vec());
-        Ok(())
+        put(&heard.embeddings, units, known, track)
+    }
+
+    /// Puts the rest of the segment into the track, as if it ended here.
+    pub(super) fn finish(&self, skip: usize, track: &mut Track) -> Result<()> {
+        let rest = self.hearing.fork().flush()?.embeddings;
+        put(&rest, self.naming.flush(), skip.saturating_sub(self.made), track)
     }
 
     /// Begins to read what was said so far, if there is an ear for words.
@@ -98,6 +94,13 @@ impl Ears {
     pub(super) fn words(&mut self) -> Option<&mut Words> {
         self.words.as_mut()
     }
+}
+
+/// Puts the tokens of a sound but the first `known` into the track.
+fn put(rows: &Tensor, units: Vec<Unit>, known: usize, track: &mut Track) -> Result<()> {
+    let known = known.min(units.len());
+    track.push(rows.narrow(0, known, units.len() - known)?, units[known..].to_vec());
+    Ok(())
 }
 
 /// A stretch of a prompt.
@@ -307,7 +310,7 @@ impl Filling {
                         self.steps.push_front(Step::Sound { sound, ears, skip });
                         break;
                     }
-                    ears.fork().finish(skip, track)?;
+                    ears.finish(skip, track)?;
                     if sound.newest && model.words.is_some() {
                         unread.push_back(Unread { name: sound.name(), ears: *ears });
                     }
@@ -320,6 +323,6 @@ impl Filling {
 
 /// Ears that have heard the beginning of a sound, and of it no more than the track holds.
 pub(super) fn begun(ears: Option<&Ears>, samples: &[f32], have: usize) -> Option<Ears> {
-    let ears = ears.filter(|ears| ears.made <= have && samples.starts_with(&ears.samples))?;
+    let ears = ears.filter(|ears| ears.made <= have && samples.starts_with(&ears.samples[..]))?;
     Some(ears.fork())
 }
