@@ -43,6 +43,9 @@ pub(super) struct Bench {
     /// Only the perplexity of a text, a file with its token ids as a JSON list.
     #[arg(long, value_name = "FILE")]
     perplexity: Option<std::path::PathBuf>,
+    /// Without what the processor has above this: portable, avx2, avx-vnni or avx512.
+    #[arg(long, value_name = "LEVEL")]
+    kernels: Option<String>,
     /// One JSON object a line.
     #[arg(long)]
     json: bool,
@@ -69,6 +72,9 @@ enum What {
 impl Bench {
     pub(super) fn run(&self) -> Result<()> {
         let config = self.settings.load()?;
+        if let Some(level) = &self.kernels {
+            hearken_models::use_level(level)?;
+        }
         if self.what == What::Works { self.works(&config) } else { self.live(config) }
     }
 

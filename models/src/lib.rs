@@ -29,6 +29,7 @@ pub mod words;
 pub use candle_core::{DType, Device, Tensor};
 pub use device::device;
 pub use error::{Error, Result};
+pub use kernels::use_level;
 
 /// All tensors of a safetensors file, on the CPU.
 ///

@@ -50,6 +50,15 @@ pub(crate) enum Level {
 }
 
 impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
+            Self::Avx512 => "avx512",
+        }
+    }
+
     /// Those this machine has, the best last.
     pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Portable];
@@ -69,11 +78,27 @@ impl Level {
         all
     }
 
-    /// The best this machine has.
+    /// The best this machine has, or what [`use_level`] has said.
     pub(crate) fn best() -> Self {
-        static BEST: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
-        *BEST.get_or_init(|| Self::all().pop().expect("plain Rust is everywhere"))
+        *LEVEL.get_or_init(|| Self::all().pop().expect("plain Rust is everywhere"))
     }
+}
+
+static LEVEL: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
+
+/// Has all of the process go without what lies above a level, `portable`, `avx2`, `avx-vnni` or `avx512`: for measurements, and where a
+/// processor's own are at fault. To be said before a model is loaded.
+///
+/// # Errors
+/// A name that is none, a level that this machine does not have, or kernels that run already.
+pub fn use_level(name: &str) -> crate::Result<()> {
+    let (named, all) = (|level: &Level| level.name() == name, Level::all());
+    let wrong = |what: &str| crate::Error::Input(format!("kernels {name}: {what}"));
+    let Some(level) = all.iter().find(|level| named(level)) else {
+        let here: Vec<&str> = all.iter().map(|level| level.name()).collect();
+        return Err(wrong(&format!("this machine has {}", here.join(", "))));
+    };
+    LEVEL.set(*level).map_err(|_| wrong("others are in use already"))
 }
 
 impl QMatrix {

@@ -213,3 +213,12 @@ fn hostile_blocks_are_refused() {
     assert!(repack(&block, GgmlDType::Q8_0, 1, 33).is_err());
     assert!(repack(&block, GgmlDType::Q2K, 1, 32).is_err());
 }
+
+#[test]
+fn a_level_is_chosen_by_name_and_once() {
+    let wrong = super::use_level("avx1024").unwrap_err().to_string();
+    assert!(wrong.contains("avx1024") && wrong.contains("portable"), "{wrong}");
+    // Whichever test came first has fixed it.
+    Level::best();
+    assert!(super::use_level("portable").unwrap_err().to_string().contains("already"));
+}
