@@ -13,15 +13,14 @@ import datetime
 import json
 import os
 import random
-import re
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import wave
+
+from common import errors, plain, serve
 
 RATE = 16_000
 VOICES = ["flite:rms", "flite:slt", "flite:awb", "flite:kal16", "espeak-ng:en-us", "espeak-ng:en-gb-x-rp", "espeak-ng:en-us+f3", "espeak-ng:en-gb-scotland"]
@@ -139,19 +138,6 @@ def heard(url: str, path: str) -> dict:
     return call
 
 
-def plain(text: str) -> list[str]:
-    return re.sub(r"[^a-z0-9' ]+", " ", text.lower()).split()
-
-
-def errors(wanted: list[str], found: list[str]) -> int:
-    row = list(range(len(found) + 1))
-    for i, word in enumerate(wanted, 1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(found, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return row[-1]
-
-
 def compare(call: Call, found: dict) -> dict:
     """How far what was found is from the script."""
     talk = [sum(line["end"] - line["start"] for line in call.lines if line["party"] == n) for n in (0, 1)]
@@ -168,20 +154,6 @@ def compare(call: Call, found: dict) -> dict:
     return {"ratio": 100 * abs(found["parties"][0]["talk_ratio"] - ratio), "wanted": len(wanted), "met": met, "false": len(told) - met, "wrong": wrong, "words": words}
 
 
-def serve(hearken: str) -> tuple[subprocess.Popen, str]:
-    url = f"http://127.0.0.1:{18_000 + os.getpid() % 10_000}"
-    environment = dict(os.environ, HEARKEN_SERVER_LISTEN=url[7:], HEARKEN_JOURNAL_ENABLED="false")
-    server = subprocess.Popen([hearken, "serve", "--set", "calls.notes=false"], env=environment, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{url}/ready", timeout=1)
-            return server, url
-        except OSError:
-            time.sleep(0.1)
-    server.kill()
-    sys.exit("the server did not come up")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("hearken", nargs="?")
@@ -196,20 +168,15 @@ def main() -> None:
         with open(args.make + ".json", "w") as file:
             file.write("[\n" + ",\n".join("  " + json.dumps(line) for line in call.lines) + "\n]\n")
         return
-    server, url = serve(args.hearken)
     rows = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "call.wav")
-            for seed in range(args.calls):
-                lines, voices = (THE_CALL, ["flite:rms", "flite:slt"]) if seed == 0 else anew(seed)
-                call = make(lines, voices)
-                call.write(path)
-                found = heard(url, path)
-                rows.append((" and ".join(voices), found["seconds"], compare(call, found)))
-    finally:
-        server.terminate()
-        server.wait()
+    with serve(args.hearken, "calls.notes=false") as url, tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "call.wav")
+        for seed in range(args.calls):
+            lines, voices = (THE_CALL, ["flite:rms", "flite:slt"]) if seed == 0 else anew(seed)
+            call = make(lines, voices)
+            call.write(path)
+            found = heard(url, path)
+            rows.append((" and ".join(voices), found["seconds"], compare(call, found)))
     print(f"{datetime.date.today()}, {len(rows)} calls, {sum(row[1] for row in rows):.0f} s\n")
     print("| voices | seconds | talk ratio off by | interruptions found, of | found and not there | word errors |\n|---|---|---|---|---|---|")
     for voices, seconds, row in rows:

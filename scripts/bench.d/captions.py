@@ -14,17 +14,16 @@ import datetime
 import difflib
 import json
 import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 import wave
 
 import faster_whisper
 import websockets
+
+from common import errors, plain, serve
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
@@ -37,20 +36,6 @@ LANGUAGES = list(range(50259, 50358))
 HEADS = [[3, 1], [4, 2], [4, 3], [4, 7], [5, 1], [5, 2], [5, 4], [5, 6]]
 
 
-def words(text: str) -> list[str]:
-    """Words alone: no case, no punctuation."""
-    return re.sub(r"[^a-z0-9' ]+", " ", text.lower().replace("mr.", "mister")).split()
-
-
-def errors(wanted: list[str], heard: list[str]) -> int:
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(wanted, 1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return row[-1]
-
-
 def clips() -> list[tuple[str, bytes, list[str]]]:
     found = []
     for name in sorted(os.listdir(AUDIO)):
@@ -59,7 +44,7 @@ def clips() -> list[tuple[str, bytes, list[str]]]:
                 assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2), name
                 pcm = file.readframes(file.getnframes())
             with open(os.path.join(AUDIO, name[:-4] + ".txt")) as file:
-                found.append((name, pcm, words(file.read())))
+                found.append((name, pcm, plain(file.read())))
     return found
 
 
@@ -80,7 +65,7 @@ async def caption(url: str, pcm: bytes) -> tuple[list[tuple[str, float]], str, i
 
         def show(item: str, text: str) -> None:
             nonlocal retracted
-            before, now = shown.get(item, []), words(text)
+            before, now = shown.get(item, []), plain(text)
             same = next((i for i, (a, b) in enumerate(zip(before, now)) if a != b), min(len(before), len(now)))
             retracted += len(before) - same
             shown[item] = now
@@ -118,10 +103,10 @@ async def caption(url: str, pcm: bytes) -> tuple[list[tuple[str, float]], str, i
         text = "".join(piece for piece, _ in pieces)
         whole = final.get(item, text)
         if not whole.strip().startswith(text.strip()):
-            erased += errors(words(text), words(whole)[: len(words(text))])
+            erased += errors(plain(text), plain(whole)[: len(plain(text))])
         count = 0
         for i, (_, now) in enumerate(pieces):
-            upto = words("".join(piece for piece, _ in pieces[: i + 1]))
+            upto = plain("".join(piece for piece, _ in pieces[: i + 1]))
             times += [(word, now) for word in upto[count:]]
             count = max(count, len(upto))
     return times, " ".join(final.values()), erased, retracted
@@ -144,20 +129,6 @@ def whisper(nano: str, threads: int) -> faster_whisper.WhisperModel:
     return faster_whisper.WhisperModel(out, device="cpu", compute_type="float32", cpu_threads=threads)
 
 
-def serve(hearken: str, threads: int) -> tuple[subprocess.Popen, str]:
-    port = 18_000 + os.getpid() % 10_000
-    environment = dict(os.environ, HEARKEN_SERVER_LISTEN=f"127.0.0.1:{port}", HEARKEN_JOURNAL_ENABLED="false")
-    server = subprocess.Popen([hearken, "serve", "--set", f"model.threads={threads}"], env=environment, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1)
-            return server, f"ws://127.0.0.1:{port}/v1/realtime"
-        except OSError:
-            time.sleep(0.1)
-    server.kill()
-    sys.exit("the server did not come up")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("hearken")
@@ -165,14 +136,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--verbose", action="store_true", help="print each word with its delay")
     args = parser.parse_args()
-    server, url = serve(args.hearken, args.threads)
-    ours = []
-    try:
-        for _, pcm, _ in clips():
-            ours.append(asyncio.run(caption(url, pcm)))
-    finally:
-        server.terminate()
-        server.wait()
+    with serve(args.hearken, f"model.threads={args.threads}") as url:
+        ours = [asyncio.run(caption(f"{url.replace('http', 'ws', 1)}/v1/realtime", pcm)) for _, pcm, _ in clips()]
     model = whisper(args.nano, args.threads)
     count = wrong = theirs_wrong = erased = retracted = told = 0
     delays: list[float] = []
@@ -182,11 +147,11 @@ def main() -> None:
         segments, _ = model.transcribe(
             os.path.join(AUDIO, name), language="en", beam_size=1, temperature=0, word_timestamps=True
         )
-        timed = [(word, each.end) for segment in segments for each in segment.words for word in words(each.word)]
+        timed = [(word, each.end) for segment in segments for each in segment.words for word in plain(each.word)]
         took += time.perf_counter() - begun
         length += len(pcm) / 2 / RATE
         count += len(wanted)
-        wrong += errors(wanted, words(final))
+        wrong += errors(wanted, plain(final))
         theirs_wrong += errors(wanted, [word for word, _ in timed])
         erased += gone
         retracted += taken_back

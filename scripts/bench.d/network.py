@@ -11,6 +11,8 @@ import sys
 import urllib.request
 import uuid
 
+from common import errors
+
 
 def words(url, wav):
     boundary = uuid.uuid4().hex
@@ -20,16 +22,6 @@ def words(url, wav):
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     with urllib.request.urlopen(urllib.request.Request(url + "/v1/audio/transcriptions", body, headers)) as answer:
         return re.findall(r"[a-z']+", json.load(answer)["text"].lower())
-
-
-def differences(a, b):
-    """Words inserted, deleted and changed between two texts."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        previous, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1]
 
 
 def main(hearken, folder):
@@ -45,7 +37,7 @@ def main(hearken, folder):
         print(f"the word ear, of {len(clean)} words in the clean run: {' '.join(clean)}")
         for wav in sorted(pathlib.Path(folder).glob("*.wav")):
             heard = words(url, wav)
-            print(f"{wav.stem:<28} {differences(clean, heard):>3} differ: {' '.join(heard)}")
+            print(f"{wav.stem:<28} {errors(clean, heard):>3} differ: {' '.join(heard)}")
     finally:
         server.terminate()
         server.wait()
