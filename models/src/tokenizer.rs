@@ -6,6 +6,7 @@ use serde_json::json;
 use tokenizers::AddedToken;
 
 use crate::checkpoint::gguf::{Gguf, Value};
+use crate::prompt::Piece;
 use crate::{Error, Result};
 
 /// Where Qwen2 cuts text before its merges. Source: Qwen2.5's tokenizer.json.
@@ -95,6 +96,18 @@ impl Tokenizer {
     /// The tokenizer's own.
     pub fn text(&self, text: &str) -> Result<Vec<u32>> {
         encode(&self.text, text)
+    }
+
+    /// Ids of a piece of a prompt: of control text or of text from outside; a sound has none.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn ids(&self, piece: &Piece) -> Result<Vec<u32>> {
+        match piece {
+            Piece::Control(text) => self.control(text),
+            Piece::Text(text) => self.text(text),
+            Piece::Sound(_) => Ok(Vec::new()),
+        }
     }
 
     /// The id of one special token.

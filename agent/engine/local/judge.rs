@@ -3,7 +3,6 @@
 use hearken_models::Result;
 use hearken_models::checkpoint::Checkpoint;
 use hearken_models::kv::BLOCK;
-use hearken_models::prompt::Piece;
 
 use super::track::Track;
 
@@ -24,26 +23,14 @@ impl Due {
     pub(super) const BLOCKS: usize = QUESTION.div_ceil(BLOCK) + 1;
 }
 
-/// A question under way.
-#[derive(Debug)]
-pub(super) struct Judge {
-    pub(super) track: Track,
-}
-
-impl Judge {
-    /// Asks on `track`, which ends with the sound and shall be nobody else's.
-    pub(super) fn new(model: &Checkpoint, mut track: Track, words: Option<&str>) -> Result<Self> {
-        let mut ids = Vec::new();
-        for piece in model.finish.question(model.format, words) {
-            match piece {
-                Piece::Control(text) => ids.extend(model.tokenizer.control(&text)?),
-                Piece::Text(text) => ids.extend(model.tokenizer.text(&text)?),
-                Piece::Sound(_) => {}
-            }
-        }
-        // The end is what counts.
-        let from = ids.len().saturating_sub(QUESTION);
-        track.push_tokens(model, &ids[from..])?;
-        Ok(Self { track })
+/// Asks on `track`, which ends with the sound and shall be nobody else's: the track of the question.
+pub(super) fn ask(model: &Checkpoint, mut track: Track, words: Option<&str>) -> Result<Track> {
+    let mut ids = Vec::new();
+    for piece in model.finish.question(model.format, words) {
+        ids.extend(model.tokenizer.ids(&piece)?);
     }
+    // The end is what counts.
+    let from = ids.len().saturating_sub(QUESTION);
+    track.push_tokens(model, &ids[from..])?;
+    Ok(track)
 }

@@ -120,8 +120,7 @@ impl Meter {
         let mut rows = Vec::new();
         for piece in pieces {
             match piece {
-                Piece::Control(text) => rows.push(model.decoder.embed(&model.tokenizer.control(&text)?)?),
-                Piece::Text(text) => rows.push(model.decoder.embed(&model.tokenizer.text(&text)?)?),
+                Piece::Control(_) | Piece::Text(_) => rows.push(model.decoder.embed(&model.tokenizer.ids(&piece)?)?),
                 Piece::Sound(sound) => rows.extend(model.hear(&sound)?.into_iter().map(|heard| heard.embeddings)),
             }
         }

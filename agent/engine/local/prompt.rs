@@ -180,8 +180,7 @@ pub(super) fn parts(
     let mut parts = Vec::new();
     for piece in pieces {
         match piece {
-            Piece::Control(text) => parts.push(Part::Tokens(model.tokenizer.control(text)?)),
-            Piece::Text(text) => parts.push(Part::Tokens(model.tokenizer.text(text)?)),
+            Piece::Control(_) | Piece::Text(_) => parts.push(Part::Tokens(model.tokenizer.ids(piece)?)),
             Piece::Sound(samples) => {
                 let segments = names.take(model, samples);
                 for (start, units) in (0..).step_by(SEGMENT).zip(segments.clone()) {

@@ -5,7 +5,6 @@
 
 use hearken_models::Result;
 use hearken_models::checkpoint::Checkpoint;
-use hearken_models::prompt::Piece;
 use hearken_models::sampler::{Sampler, Sampling};
 use hearken_models::tokenizer::Detokenizer;
 
@@ -31,12 +30,7 @@ impl Reader {
     /// Asks on `track`, which ends with the sound and shall be nobody else's, for the words of its last `sound` tokens behind `committed`.
     pub(super) fn new(model: &Checkpoint, mut track: Track, sound: usize, committed: &str) -> Result<Self> {
         for piece in model.format.transcription() {
-            let ids = match piece {
-                Piece::Control(text) => model.tokenizer.control(&text)?,
-                Piece::Text(text) => model.tokenizer.text(&text)?,
-                Piece::Sound(_) => continue,
-            };
-            track.push_tokens(model, &ids)?;
+            track.push_tokens(model, &model.tokenizer.ids(&piece)?)?;
         }
         let known = model.tokenizer.text(committed)?;
         track.push_tokens(model, &known)?;

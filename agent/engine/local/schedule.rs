@@ -472,16 +472,22 @@ impl Schedule {
         if last.is_empty() {
             return Ok(Vec::new());
         }
-        let index: Vec<u32> = last.iter().map(|(_, row)| *row).collect();
-        let picked = hidden.index_select(&Tensor::new(index, hidden.device())?, 0)?;
-        let mut drawn = self.model.decoder.logits(&picked)?.to_vec2::<f32>()?;
-        // Of a judge's row the state itself is read, where the checkpoint has a head for that.
-        for (at, (whose, _)) in last.iter().enumerate() {
-            if matches!(whose, Whose::Turn(_, Branch::Judge)) && self.model.finish.reads_state() {
-                drawn[at] = picked.get(at)?.to_dtype(DType::F32)?.to_vec1()?;
-            }
+        let pick = |last: &[(Whose, u32)]| {
+            let index: Vec<u32> = last.iter().map(|(_, row)| *row).collect();
+            hidden.index_select(&Tensor::new(index, hidden.device())?, 0)
+        };
+        // Of a judge's row the state itself is read, where the checkpoint has a head for that: no logits are made of it.
+        let is_judge = |whose: &Whose| matches!(whose, Whose::Turn(_, Branch::Judge));
+        let reads_state = self.model.finish.reads_state();
+        let (judged, drawn): (Vec<_>, Vec<_>) = last.into_iter().partition(|(whose, _)| reads_state && is_judge(whose));
+        let mut outcomes = Vec::new();
+        if !judged.is_empty() {
+            outcomes.extend(pick(&judged)?.to_dtype(DType::F32)?.to_vec2::<f32>()?);
         }
-        Ok(last.into_iter().map(|(whose, _)| whose).zip(drawn).collect())
+        if !drawn.is_empty() {
+            outcomes.extend(self.model.decoder.logits(&pick(&drawn)?)?.to_vec2::<f32>()?);
+        }
+        Ok(judged.into_iter().chain(drawn).map(|(whose, _)| whose).zip(outcomes).collect())
     }
 }
 

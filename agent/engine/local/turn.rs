@@ -17,7 +17,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::Job;
 use super::call::{Call, Written};
-use super::judge::{Due, Judge};
+use super::judge::{self, Due};
 use super::memory::Memory;
 use super::prompt::{self, Ears, Filling, Names, Part, Unread};
 use super::reader::Reader;
@@ -150,7 +150,8 @@ pub(super) struct Live {
     to_read: Option<(usize, usize)>,
     reader: Option<Reader>,
     to_judge: Option<Due>,
-    judge: Option<Judge>,
+    /// The question under way.
+    judge: Option<Track>,
     /// The reasoning waits for the words; whether it is over when they come.
     holding: Option<bool>,
     /// The end of the reasoning so far, as far as [`WORDS`] is looked for in it.
@@ -371,7 +372,7 @@ impl Live {
         let going_on = self.finish.is_none();
         let mouth = self.mouth.as_ref().and_then(|mouth| mouth.track.as_ref()).map_or(0, Track::waiting);
         let words = self.reader.as_ref().map_or(0, |reader| reader.track.waiting());
-        let judge = self.judge.as_ref().map_or(0, |judge| judge.track.waiting());
+        let judge = self.judge.as_ref().map_or(0, Track::waiting);
         let rows = [
             (Branch::Mind, self.mind.waiting()),
             (Branch::Mouth, mouth),
@@ -389,7 +390,7 @@ impl Live {
             Branch::Mind => Some(&mut self.mind),
             Branch::Mouth => self.mouth.as_mut().and_then(|mouth| mouth.track.as_mut()),
             Branch::Words => self.reader.as_mut().map(|reader| &mut reader.track),
-            Branch::Judge => self.judge.as_mut().map(|judge| &mut judge.track),
+            Branch::Judge => self.judge.as_mut(),
         }
     }
 
@@ -397,7 +398,7 @@ impl Live {
     pub(super) fn tracks(&mut self) -> impl Iterator<Item = (Branch, &mut Track)> {
         let mouth = self.mouth.as_mut().and_then(|mouth| mouth.track.as_mut());
         let words = self.reader.as_mut().map(|reader| (Branch::Words, &mut reader.track));
-        let judge = self.judge.as_mut().map(|judge| (Branch::Judge, &mut judge.track));
+        let judge = self.judge.as_mut().map(|track| (Branch::Judge, track));
         let first = std::iter::once((Branch::Mind, &mut self.mind)).chain(mouth.map(|track| (Branch::Mouth, track)));
         first.chain(words).chain(judge)
     }
@@ -454,7 +455,7 @@ impl Live {
         let Some(due) = self.to_judge.take_if(ready) else { return Ok(()) };
         let mut track = self.mind.fork();
         track.truncate(due.end);
-        self.judge = Some(Judge::new(model, track, due.words.as_deref())?);
+        self.judge = Some(judge::ask(model, track, due.words.as_deref())?);
         Ok(())
     }
 
