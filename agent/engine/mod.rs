@@ -152,7 +152,7 @@ pub enum Event {
     Reasoning(String),
     /// More reply text.
     Reply(String),
-    /// More of the arguments of a call that is being written. Not every engine and model tells of a call before it is whole.
+    /// More of the arguments of a call that is being written: all of them are told so, or none before the call is whole.
     CallDelta {
         /// The function's name.
         name: String,

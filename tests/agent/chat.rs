@@ -125,6 +125,53 @@ async fn chunks_have_the_shapes_that_clients_join() {
     assert_eq!(chunks.len(), 6);
 }
 
+/// As OpenAI's: the first chunk of a call names it, the others only go on.
+#[tokio::test]
+async fn a_call_is_told_while_it_is_written() {
+    let mut server = serve(config()).await;
+    let mut body = hello();
+    body["stream"] = json!(true);
+    body["tools"] = json!([{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]);
+    let mut sent = server.begin_post(PATH, &body).await;
+    let asked = server.asked().await;
+    let delta = |delta: &str| Event::CallDelta { name: "clock".into(), delta: delta.into() };
+    let whole = |arguments: &str| Event::ToolCall { name: "clock".into(), arguments: arguments.into() };
+    asked.say(delta("{\"zone\"")).await;
+    // Before the rest of it is known.
+    let begun = sent.until("zone").await;
+    asked.say(delta(":1}")).await;
+    asked.say(whole("{\"zone\":1}")).await;
+    asked.say(whole("{}")).await;
+    asked.say(delta("{\"zo")).await;
+    asked.say(Event::Done { finish: Finish::Length, usage: Usage::default(), timings: Timings::default() }).await;
+    let answer = begun + &sent.until("[DONE]").await;
+    let events: Vec<&str> = answer.split("\n\n").filter_map(|e| e.split_once("data: ")).map(|e| e.1.trim()).collect();
+    let chunks = chunks(&events);
+    let (last, chunks) = chunks[1..].split_last().unwrap();
+    assert_eq!(last["choices"][0]["finish_reason"], "length");
+    let calls: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0]).collect();
+    let told: Vec<_> = calls.iter().map(|call| (call["index"].as_u64().unwrap(), call["function"].clone())).collect();
+    let begins = |arguments: &str| json!({"name": "clock", "arguments": arguments});
+    let goes_on = json!({"arguments": ":1}"});
+    assert_eq!(told, [(0, begins("{\"zone\"")), (0, goes_on), (1, begins("{}")), (2, begins("{\"zo"))]);
+    let ids: Vec<Option<&str>> = calls.iter().map(|call| call["id"].as_str()).collect();
+    assert!(ids[0].is_some() && ids[1].is_none() && ids[0] != ids[2], "{ids:?}");
+    assert_eq!((&calls[0]["type"], &calls[1]["type"]), (&json!("function"), &Value::Null));
+
+    // Not streamed, it is the same in one object, the call that was cut off included.
+    let sent = server.begin_post(PATH, &hello()).await;
+    let asked = server.asked().await;
+    for event in [delta("{\"zone\""), delta(":1}"), whole("{\"zone\":1}"), delta("{\"zo")] {
+        asked.say(event).await;
+    }
+    asked.say(Event::Done { finish: Finish::Length, usage: Usage::default(), timings: Timings::default() }).await;
+    let whole = sent.answer().await.json();
+    let choice = &whole["choices"][0];
+    let calls = choice["message"]["tool_calls"].as_array().unwrap();
+    assert_eq!((calls.len(), &calls[0]["function"]), (2, &begins("{\"zone\":1}")));
+    assert_eq!((&calls[1]["function"], &choice["finish_reason"]), (&begins("{\"zo"), &json!("length")));
+}
+
 #[tokio::test]
 async fn a_tools_result_names_its_function() {
     let mut server = serve(config()).await;

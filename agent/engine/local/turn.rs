@@ -675,6 +675,7 @@ impl Live {
         self.outbox.push_back(match part {
             Said::Reasoning(text) => Event::Reasoning(text),
             Said::Reply(text) => Event::Reply(text),
+            Said::CallDelta { name, delta } => Event::CallDelta { name, delta },
             Said::ToolCall { name, arguments } => Event::ToolCall { name, arguments },
             Said::EndOfReasoning => return self.enter(Phase::Reply),
         });

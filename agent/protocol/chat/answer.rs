@@ -20,9 +20,25 @@ pub enum Delta {
         id: String,
         /// Which function.
         name: String,
-        /// JSON text.
+        /// JSON text, or its beginning.
         arguments: String,
     },
+    /// More of the arguments of the call that was told last.
+    Arguments {
+        /// Which it is.
+        index: usize,
+        /// More JSON text.
+        delta: String,
+    },
+}
+
+/// A call of the answer.
+#[derive(Debug)]
+struct Call {
+    id: String,
+    name: String,
+    arguments: String,
+    is_whole: bool,
 }
 
 /// An answer under way.
@@ -36,7 +52,7 @@ pub struct Answer {
     stops: Stops,
     reasoning: String,
     text: String,
-    calls: Vec<Value>,
+    calls: Vec<Call>,
 }
 
 impl Answer {
@@ -65,19 +81,34 @@ impl Answer {
                 let text = self.stops.push(text);
                 self.tell(text)
             }
-            Event::ToolCall { name, arguments } if !self.stops.is_stopped() => {
-                let index = self.calls.len();
-                let id = format!("call_{}_{index}", self.id.trim_start_matches("chatcmpl-"));
-                let function = json!({"name": name, "arguments": arguments});
-                self.calls.push(json!({"id": id, "type": "function", "function": function}));
-                Some(Delta::Call { index, id, name: name.clone(), arguments: arguments.clone() })
-            }
+            Event::CallDelta { name, delta } if !self.stops.is_stopped() => self.call(name, delta, false),
+            Event::ToolCall { name, arguments } if !self.stops.is_stopped() => match self.calls.last_mut() {
+                // It was told on the way.
+                Some(call) if !call.is_whole => {
+                    call.is_whole = true;
+                    None
+                }
+                _ => self.call(name, arguments, true),
+            },
             Event::Done { .. } => {
                 let rest = self.stops.finish();
                 self.tell(rest)
             }
             _ => None,
         }
+    }
+
+    /// More of the arguments of the call that is being written, or of a new one.
+    fn call(&mut self, name: &str, delta: &str, is_whole: bool) -> Option<Delta> {
+        let index = self.calls.len();
+        if let Some(call) = self.calls.last_mut().filter(|call| !call.is_whole) {
+            call.arguments.push_str(delta);
+            return Some(Delta::Arguments { index: index - 1, delta: delta.to_owned() });
+        }
+        let id = format!("call_{}_{index}", self.id.trim_start_matches("chatcmpl-"));
+        let (name, arguments) = (name.to_owned(), delta.to_owned());
+        self.calls.push(Call { id: id.clone(), name: name.clone(), arguments: arguments.clone(), is_whole });
+        Some(Delta::Call { index, id, name, arguments })
     }
 
     fn tell(&mut self, text: String) -> Option<Delta> {
@@ -121,6 +152,9 @@ impl Answer {
                 let function = json!({"name": name, "arguments": arguments});
                 json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
             }
+            Delta::Arguments { index, delta } => {
+                json!({"tool_calls": [{"index": index, "function": {"arguments": delta}}]})
+            }
         };
         self.chunk(&delta, None)
     }
@@ -146,7 +180,11 @@ impl Answer {
             message[&self.field] = json!(self.reasoning);
         }
         if !self.calls.is_empty() {
-            message["tool_calls"] = json!(self.calls);
+            let call = |call: &Call| {
+                let function = json!({"name": call.name, "arguments": call.arguments});
+                json!({"id": call.id, "type": "function", "function": function})
+            };
+            message["tool_calls"] = self.calls.iter().map(call).collect();
         }
         let choice = json!({"index": 0, "message": message, "logprobs": null, "finish_reason": self.reason(finish)});
         let mut whole = self.object("chat.completion", json!([choice]));
