@@ -174,8 +174,65 @@ fn local(config: &Config, batched: bool) -> Result<Local> {
 /// Sends log lines to stderr as the configuration says; `RUST_LOG` overrides the level.
 fn log(config: &Config) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(&config.log.level));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quieter(&config.log.level)));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second call, as tests make, finds the first one's subscriber.
     drop(if config.log.json { lines.json().try_init() } else { lines.try_init() });
+}
+
+/// symphonia tells of every Ogg file that it opens. What the level says of that crate itself holds.
+fn quieter(level: &str) -> String {
+    match level {
+        "off" | "error" | "warn" => level.to_owned(),
+        level => format!("symphonia=warn,{level}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::quieter;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_crate_that_talks_about_every_file_is_heard_when_it_is_asked_for() {
+        for (level, wanted) in [
+            ("info", "ours,its warning,"),
+            ("info,symphonia=info", "ours,its line,its warning,"),
+            ("warn", "its warning,"),
+            ("error", ""),
+        ] {
+            let lines = Lines::default();
+            let writer = lines.clone();
+            let told =
+                tracing_subscriber::fmt().with_env_filter(quieter(level)).with_writer(move || writer.clone()).finish();
+            tracing::subscriber::with_default(told, || {
+                tracing::info!(target: "hearken", "ours");
+                tracing::info!(target: "symphonia_format_ogg::demuxer", "its line");
+                tracing::warn!(target: "symphonia_format_ogg::demuxer", "its warning");
+            });
+            let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+            let told: String = ["ours", "its line", "its warning"]
+                .iter()
+                .filter(|line| text.contains(**line))
+                .map(|line| format!("{line},"))
+                .collect();
+            assert_eq!(told, wanted, "{level}");
+        }
+    }
 }

@@ -112,6 +112,14 @@ describe("one question, spoken", () => {
     await page.locator("#mic").tap();
     await waitState(page, "hearing");
     await page.screenshot({ path: out("phone-dark-hearing.png") });
+    assert.equal(await page.locator("#mute").isVisible(), true, "the row is as full as it gets");
+    const [needs, has] = await page.locator("#message").evaluate((node) => {
+      const style = getComputedStyle(node);
+      const pen = new OffscreenCanvas(1, 1).getContext("2d");
+      pen.font = style.font;
+      return [pen.measureText(node.placeholder).width, node.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight)];
+    });
+    assert.ok(needs <= has, `the placeholder needs ${needs} px and has ${has}`);
     const reply = await finishedReply(page);
     assert.ok((await reply.locator(".words").textContent()).trim());
     assert.match(await page.locator("#fact-format").textContent(), /PCM/);

@@ -73,7 +73,7 @@ pub struct Report {
 impl Report {
     /// Of this call, now.
     pub fn of(call: &Call) -> Self {
-        let talk: f64 = call.turns().iter().map(length).sum();
+        let talk = sum(call.turns().iter().map(length));
         let parties = call.names().iter().enumerate().map(|(n, name)| {
             let turns: Vec<&Turn> = call.turns().iter().filter(|turn| turn.party == n).collect();
             party(name, &turns, talk)
@@ -126,15 +126,20 @@ fn length(turn: &Turn) -> f64 {
     turn.end - turn.start
 }
 
+/// Of nothing it is 0, where `Iterator::sum` has −0.
+fn sum(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |sum, value| sum + value)
+}
+
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (sum, n) = values.fold((0.0, 0_u32), |(sum, n), value| (sum + value, n + 1));
     (n > 0).then(|| sum / f64::from(n))
 }
 
 fn party(name: &str, turns: &[&Turn], talk: f64) -> Party {
-    let own: f64 = turns.iter().map(|turn| length(turn)).sum();
+    let own = sum(turns.iter().map(|turn| length(turn)));
     let read: Vec<(&str, f64)> = turns.iter().filter_map(|turn| Some((turn.words.as_deref()?, length(turn)))).collect();
-    let minutes = read.iter().map(|(_, seconds)| seconds / 60.0).sum::<f64>();
+    let minutes = sum(read.iter().map(|(_, seconds)| seconds / 60.0));
     let words = read.iter().map(|(words, _)| words.split_whitespace().count()).sum::<usize>();
     let over = |value: fn(&Turn) -> Option<f64>| -> Vec<(f64, f64)> {
         turns.iter().filter_map(|turn| Some((turn.start / 60.0, value(turn)?))).collect()
@@ -142,7 +147,7 @@ fn party(name: &str, turns: &[&Turn], talk: f64) -> Party {
     let loudness = over(|turn| Some(f64::from(turn.measures.loudness_db)));
     let pitch = over(|turn| turn.measures.pitch_hz.map(f64::from));
     let semitones: Vec<(f64, f64)> = pitch.iter().map(|(at, hz)| (*at, 12.0 * hz.log2())).collect();
-    let syllables = turns.iter().map(|turn| f64::from(turn.measures.syllables_per_second) * length(turn)).sum::<f64>();
+    let syllables = sum(turns.iter().map(|turn| f64::from(turn.measures.syllables_per_second) * length(turn)));
     Party {
         name: name.to_owned(),
         talk_seconds: own,
