@@ -347,6 +347,9 @@ pub struct Webrtc {
     /// UDP address and port of all sessions; absent means where the server listens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
+    /// TCP address and port for clients whose network lets no UDP through; absent means that there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_tcp: Option<SocketAddr>,
     /// Addresses under which clients reach this machine through a translator that keeps the port: a container's host, a router.
     pub external_ip: Vec<IpAddr>,
     /// STUN and TURN servers that clients are told of.
@@ -357,7 +360,14 @@ pub struct Webrtc {
 
 impl Default for Webrtc {
     fn default() -> Self {
-        Self { enabled: true, listen: None, external_ip: Vec::new(), ice_servers: Vec::new(), gone_seconds: 30 }
+        Self {
+            enabled: true,
+            listen: None,
+            listen_tcp: None,
+            external_ip: Vec::new(),
+            ice_servers: Vec::new(),
+            gone_seconds: 30,
+        }
     }
 }
 
@@ -604,6 +614,10 @@ impl Config {
         }
         if self.webrtc.gone_seconds == 0 {
             return unfit("webrtc.gone_seconds", "must be at least 1");
+        }
+        if self.webrtc.enabled && self.webrtc.listen_tcp.is_some_and(|tcp| tcp == self.server.listen && tcp.port() > 0)
+        {
+            return unfit("webrtc.listen_tcp", "must be another port than that of server.listen, where HTTP is served");
         }
         let known = |url: &String| ["stun:", "stuns:", "turn:", "turns:"].iter().any(|s| url.starts_with(s));
         let printable = |url: &String| url.bytes().all(|b| b.is_ascii_graphic() && !b"<>\"".contains(&b));

@@ -120,8 +120,35 @@ pub fn fragment(bytes: &[u8]) -> Result<Option<Restart>, SdpError> {
     }
 }
 
-/// The answer as it goes out: our candidates (IP address and UDP port, best first), sound in one direction, and how we should like it sent.
-pub fn answer(text: &str, candidates: &[(String, u16)]) -> String {
+/// An address by which clients reach us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// An IP address.
+    pub ip: String,
+    /// And its port.
+    pub port: u16,
+    /// They connect to it, because their network lets no UDP through.
+    pub is_tcp: bool,
+}
+
+impl Candidate {
+    /// Its line as the `n`th of an answer, counted from 0; the first is the best. Source: RFC 8839, 5.1, and for TCP RFC 6544, 4.2 and 4.5.
+    fn line(&self, n: usize) -> String {
+        let Self { ip, port, is_tcp } = self;
+        let (foundation, n) = (n + 1, n.min(8191));
+        if *is_tcp {
+            // Any UDP is better; of TCP, we are the one that is connected to.
+            let priority = (90 << 24) + (((4 << 13) + 8191 - n) << 8) + 255;
+            format!("a=candidate:{foundation} 1 tcp {priority} {ip} {port} typ host tcptype passive")
+        } else {
+            let priority = (126 << 24) + ((65_535 - n) << 8) + 255;
+            format!("a=candidate:{foundation} 1 udp {priority} {ip} {port} typ host")
+        }
+    }
+}
+
+/// The answer as it goes out: our candidates, best first, sound in one direction, and how we should like it sent.
+pub fn answer(text: &str, candidates: &[Candidate]) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let mut out = String::new();
     let mut are_told = false;
@@ -144,10 +171,8 @@ pub fn answer(text: &str, candidates: &[(String, u16)]) -> String {
             let _ = write!(out, "a=fmtp:{t} {WISHES}\r\n");
         }
         if is_live && !are_told {
-            for (i, (ip, port)) in candidates.iter().enumerate() {
-                // A host candidate (RFC 8839, 5.1).
-                let priority = (126 << 24) + ((65_535 - i.min(65_535)) << 8) + 255;
-                let _ = write!(out, "a=candidate:{} 1 udp {priority} {ip} {port} typ host\r\n", i + 1);
+            for (n, candidate) in candidates.iter().enumerate() {
+                let _ = write!(out, "{}\r\n", candidate.line(n));
             }
             out.push_str("a=end-of-candidates\r\n");
             are_told = true;

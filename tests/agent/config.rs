@@ -46,6 +46,7 @@ fn complaints_name_their_key() {
         ("[voice]\nthreshold = 1.0", "voice.threshold"),
         ("[voice]\nmax_segment_seconds = 30.0", "voice.max_segment_seconds"),
         ("[limits]\nring_seconds = inf", "limits.ring_seconds"),
+        ("[webrtc]\nlisten_tcp = \"127.0.0.1:8080\"", "webrtc.listen_tcp"),
         ("[server\n", "my.toml"),
     ] {
         let error = load(file).unwrap_err();

@@ -1,11 +1,15 @@
 //! Calls by WebRTC and WHIP, with real peers.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hearken::engine::{Content, Event, Item};
 use rtc::peer_connection::configuration::RTCOfferOptions;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UdpSocket};
 use webrtc::peer_connection::RTCPeerConnectionState;
 
 use crate::harness::{Asked, Server, config, noise_f32, serve, soon, speech};
@@ -358,6 +362,94 @@ async fn a_peer_may_move_to_another_address_and_begin_ice_anew() {
     }
     assert_eq!(*phone.state.borrow(), RTCPeerConnectionState::Connected);
     assert_eq!(counter(&server, "sessions_total").await, 1);
+}
+
+/// Where an answer wants to be connected to.
+fn tcp_candidate(answer: &str) -> SocketAddr {
+    let line = answer.lines().rfind(|l| l.starts_with("a=candidate:")).unwrap();
+    let words: Vec<&str> = line.split(' ').collect();
+    assert_eq!((words[2], &words[6..]), ("tcp", &["typ", "host", "tcptype", "passive"][..]), "{line}");
+    format!("{}:{}", words[4], words[5]).parse().unwrap()
+}
+
+/// The answer for a client whose network lets no UDP through: its datagrams go by a connection to the server, each behind its length (RFC 6544).
+async fn by_tcp(answer: &str) -> String {
+    let front = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let here = front.local_addr().unwrap();
+    let (mut reader, mut writer) = TcpStream::connect(tcp_candidate(answer)).await.unwrap().into_split();
+    let client = Arc::new(OnceLock::new());
+    tokio::spawn({
+        let (front, client) = (front.clone(), client.clone());
+        async move {
+            let mut buffer = [0; 2048];
+            while let Ok((n, from)) = front.recv_from(&mut buffer).await {
+                client.get_or_init(|| from);
+                let frame = [&(n as u16).to_be_bytes()[..], &buffer[..n]].concat();
+                // In two, as a stream may be cut anywhere.
+                let (first, second) = frame.split_at(frame.len() / 2);
+                if writer.write_all(first).await.and(writer.write_all(second).await).is_err() {
+                    return;
+                }
+            }
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok(n) = reader.read_u16().await {
+            let mut datagram = vec![0; n.into()];
+            if reader.read_exact(&mut datagram).await.is_err() {
+                return;
+            }
+            front.send_to(&datagram, *client.get().unwrap()).await.unwrap();
+        }
+    });
+    let candidates = answer.lines().filter(|l| l.starts_with("a=candidate:")).count();
+    let first = format!("a=candidate:1 1 udp 1 {} {} typ host", here.ip(), here.port());
+    let rest = answer.lines().filter(|l| !l.starts_with("a=candidate:"));
+    assert!(candidates > 1, "UDP as well: {answer}");
+    let line = |l: &str| if l == "a=end-of-candidates" { format!("{first}\r\n{l}\r\n") } else { format!("{l}\r\n") };
+    rest.map(line).collect()
+}
+
+#[tokio::test]
+async fn where_no_udp_passes_a_call_comes_by_tcp() {
+    let mut config = config();
+    config.webrtc.listen_tcp = Some("127.0.0.1:0".parse().unwrap());
+    let mut server = serve(config).await;
+    let mut phone = Phone::new(111).await;
+    let offer = phone.offer().await;
+    let answer = http(server.address, "POST", CALLS, &[SDP], offer.as_bytes()).await;
+    let location = answer.header("location").unwrap().to_owned();
+    let port = tcp_candidate(&answer.body);
+    let through = by_tcp(&answer.body).await;
+    phone.accept(&through).await;
+    phone.expect("session.created").await;
+    phone.send(json!({"type": "session.update", "session": {"type": "realtime", "audio": {"input": {"turn_detection": null}}}})).await;
+    phone.expect("session.updated").await;
+    phone.say("Can you hear me?", &mut server).await;
+    let clip = speech("jfk.wav");
+    phone.speak(&clip).await;
+    until(&server, "rtp_packets_total", clip.len() as u64 / 320).await;
+    assert_eq!(counter(&server, "rtp_concealed_samples_total").await, 0);
+
+    // Who proves nothing is hung up on: by a datagram of no call, a half one, or one that is too long.
+    for (bytes, is_whole) in [
+        (&b"\x00\x05hello"[..], true),
+        (&b"\x08\x01"[..], true),
+        (&b"GET / HTTP/1.1\r\n\r\n"[..], true),
+        (&b"\x00\x05he"[..], false),
+    ] {
+        let mut stranger = TcpStream::connect(port).await.unwrap();
+        stranger.write_all(bytes).await.unwrap();
+        if !is_whole {
+            stranger.shutdown().await.unwrap();
+        }
+        // Closed with bytes unread, it is reset.
+        let told = soon("to be hung up on", stranger.read(&mut [0; 9])).await;
+        assert!(matches!(told, Ok(0) | Err(_)), "{told:?}");
+    }
+    phone.say("Still there?", &mut server).await;
+    assert_eq!(http(server.address, "DELETE", &location, &[], b"").await.status, 200);
+    assert_eq!(phone.next().await, None, "the channel ends");
 }
 
 #[tokio::test]

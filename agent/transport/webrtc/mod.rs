@@ -16,6 +16,7 @@ mod flight;
 mod http;
 mod peer;
 mod port;
+mod tcp;
 
 use std::collections::HashMap;
 use std::io;
@@ -44,13 +45,20 @@ impl Calls {
     /// Opens the port, if WebRTC is served.
     pub(super) fn open(config: &Webrtc, listen: SocketAddr) -> io::Result<Self> {
         let address = config.listen.unwrap_or(listen);
-        let open = |_| Port::open(address, &config.external_ip);
-        let port = config.enabled.then_some(()).map(open).transpose().map_err(|error| {
-            let message = format!(
-                "UDP at {address} cannot be had ({error}): set webrtc.listen to a free port, or webrtc.enabled = false"
-            );
-            io::Error::new(error.kind(), message)
-        })?;
+        let open = || {
+            let unavailable = |error: io::Error, what: &str, advice: &str| {
+                io::Error::new(error.kind(), format!("{what} cannot be had ({error}): set {advice}"))
+            };
+            let tcp = config.listen_tcp.map(|tcp| {
+                let what = format!("TCP at {tcp}");
+                std::net::TcpListener::bind(tcp).map_err(|e| unavailable(e, &what, "webrtc.listen_tcp to a free port"))
+            });
+            Port::open(address, tcp.transpose()?, &config.external_ip).map_err(|error| {
+                let advice = "webrtc.listen to a free port, or webrtc.enabled = false";
+                unavailable(error, &format!("UDP at {address}"), advice)
+            })
+        };
+        let port = config.enabled.then(open).transpose()?;
         if let Some(port) = &port {
             tracing::info!(candidates = ?port.candidates(), "WebRTC");
         }

@@ -17,7 +17,7 @@ use webrtc::peer_connection::{
 };
 
 use super::port::{Lease, Port};
-use crate::protocol::sdp::{self, Offer};
+use crate::protocol::sdp::{self, Candidate, Offer};
 
 /// Tracks and channels that may wait to be looked at; what a peer opens beyond is not.
 const OPENED: usize = 16;
@@ -47,7 +47,7 @@ pub(super) struct Peer {
     connection: Arc<dyn PeerConnection>,
     gathered: watch::Receiver<bool>,
     lease: Lease,
-    candidates: Vec<(String, u16)>,
+    candidates: Vec<Candidate>,
 }
 
 impl Peer {
@@ -79,7 +79,7 @@ impl Peer {
             .with_data_channel_send_buffer_limit(UNACKNOWLEDGED)
             .build()
             .await?;
-        let candidates = port.candidates().iter().map(|c| (c.ip().to_string(), c.port())).collect();
+        let candidates = port.candidates().to_vec();
         let peer = Self { connection: Arc::new(connection), gathered, lease, candidates };
         Ok((peer, Events { opened, state }))
     }

@@ -1,4 +1,4 @@
-//! One UDP port for all sessions.
+//! One UDP port for all sessions, and where it is wanted one TCP port.
 //!
 //! The crate gives each peer connection sockets of its own, which in a container or behind a firewall means a range of open ports. But its `Runtime`
 //! may hand out any socket it likes: ours hands each connection a *line*, a socket in name only, and all lines share the real sockets of this port.
@@ -23,7 +23,7 @@ use rtc::stun::attributes::{ATTR_USE_CANDIDATE, ATTR_USERNAME, AttrType};
 use rtc::stun::integrity::MessageIntegrity;
 use rtc::stun::message::{BINDING_REQUEST, Message, Setter as _, is_stun_message};
 use rtc::stun::textattrs::TextAttribute;
-use tokio::net::UdpSocket;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -31,6 +31,8 @@ use webrtc::peer_connection::crypto::{RTCCryptoProvider, default_provider};
 use webrtc::runtime::{self as rt, AsyncUdpSocket, RecvMeta, Runtime, TokioRuntime, Transmit};
 
 use super::flight::Flight;
+use super::tcp::{self, Outlet};
+use crate::protocol::sdp::Candidate;
 
 /// Datagrams that may wait for one session; more are dropped, as a full socket drops them.
 const WAITING: usize = 512;
@@ -42,7 +44,7 @@ const BUFFER: usize = 4 << 20;
 /// An address that has been silent for so long may be taken over by who proves to be there now.
 const SILENT: Duration = Duration::from_secs(1);
 /// Larger than any datagram of a path with 1500-byte packets.
-const LARGEST: usize = 2048;
+pub(super) const LARGEST: usize = 2048;
 
 /// The sockets of this port, and whose the datagrams are.
 pub(crate) struct Port {
@@ -50,11 +52,25 @@ pub(crate) struct Port {
     readers: Vec<JoinHandle<()>>,
 }
 
-struct Shared {
+/// Where a datagram comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    Udp(SocketAddr),
+    Tcp(SocketAddr),
+}
+
+/// What reaches a peer: one of our sockets and its address, or its own connection.
+#[derive(Debug, Clone)]
+pub(super) enum Way {
+    Udp(usize, SocketAddr),
+    Tcp(Outlet),
+}
+
+pub(super) struct Shared {
     sockets: Vec<Socket>,
     crypto: Arc<dyn RTCCryptoProvider>,
     /// What stands in our answers, best first.
-    candidates: Vec<SocketAddr>,
+    candidates: Vec<Candidate>,
     routes: Mutex<Routes>,
 }
 
@@ -68,7 +84,7 @@ struct Routes {
     /// By the name in our answer (ice-ufrag): the password and the session's line.
     names: HashMap<String, (String, Arc<Line>)>,
     /// By where datagrams come from.
-    addresses: HashMap<SocketAddr, Route>,
+    sources: HashMap<Source, Route>,
 }
 
 struct Route {
@@ -85,8 +101,8 @@ struct Line {
 
 #[derive(Default)]
 struct Outbound {
-    /// What aliases stand for: the peer's address and the socket that reaches it. An alias's port is its index here, counted from 1.
-    aliases: Vec<(SocketAddr, usize)>,
+    /// What aliases stand for. An alias's port is its index here, counted from 1.
+    aliases: Vec<(Source, Way)>,
     /// Where the connection sends its media and text.
     chosen: Option<SocketAddr>,
     flight: Flight,
@@ -98,12 +114,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Port {
-    /// Binds the port on `listen`, or on all interfaces where that is unspecified. `external` are addresses under which clients reach this machine
-    /// through a translator that keeps the port.
+    /// Binds the port on `listen`, or on all interfaces where that is unspecified; `tcp` is for clients whose network lets no UDP through. `external` are
+    /// addresses under which clients reach this machine through a translator that keeps the port.
     ///
     /// # Errors
     /// When no socket can be bound.
-    pub(crate) fn open(listen: SocketAddr, external: &[IpAddr]) -> io::Result<Self> {
+    pub(crate) fn open(
+        listen: SocketAddr,
+        tcp: Option<std::net::TcpListener>,
+        external: &[IpAddr],
+    ) -> io::Result<Self> {
         let mut port = listen.port();
         let mut sockets = Vec::new();
         for ip in interfaces(listen.ip()) {
@@ -116,16 +136,28 @@ impl Port {
             port = address.port();
             sockets.push(Socket { socket: UdpSocket::from_std(socket)?, address });
         }
-        let external = external.iter().map(|ip| SocketAddr::new(*ip, port));
-        let candidates = external.chain(sockets.iter().map(|s| s.address)).collect();
+        let external_at = |port| external.iter().map(move |ip| SocketAddr::new(*ip, port));
+        let udp = external_at(port).chain(sockets.iter().map(|s| s.address));
+        let candidate = |is_tcp| move |at: SocketAddr| Candidate { ip: at.ip().to_string(), port: at.port(), is_tcp };
+        let mut candidates: Vec<Candidate> = udp.map(candidate(false)).collect();
+        let listener = tcp.map(|listener| {
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            let here = interfaces(address.ip()).into_iter().map(|ip| SocketAddr::new(ip, address.port()));
+            candidates.extend(external_at(address.port()).chain(here).map(candidate(true)));
+            TcpListener::from_std(listener)
+        });
+        let listener = listener.transpose()?;
         let crypto = default_provider().map_err(|e| io::Error::other(e.to_string()))?;
         let shared = Arc::new(Shared { sockets, crypto, candidates, routes: Mutex::default() });
-        let readers = (0..shared.sockets.len()).map(|i| tokio::spawn(read(shared.clone(), i))).collect();
+        let read = |i| tokio::spawn(read(shared.clone(), i));
+        let mut readers: Vec<_> = (0..shared.sockets.len()).map(read).collect();
+        readers.extend(listener.map(|listener| tokio::spawn(tcp::accept(shared.clone(), listener))));
         Ok(Self { shared, readers })
     }
 
     /// The addresses that go into an answer, best first.
-    pub(crate) fn candidates(&self) -> &[SocketAddr] {
+    pub(crate) fn candidates(&self) -> &[Candidate] {
         &self.shared.candidates
     }
 
@@ -165,7 +197,7 @@ impl Drop for Lease {
         self.repeater.abort();
         let mut routes = lock(&self.shared.routes);
         routes.names.retain(|_, (_, line)| !Arc::ptr_eq(line, &self.line));
-        routes.addresses.retain(|_, route| !Arc::ptr_eq(&route.line, &self.line));
+        routes.sources.retain(|_, route| !Arc::ptr_eq(&route.line, &self.line));
     }
 }
 
@@ -189,7 +221,7 @@ impl Datagrams {
 
     /// What the line hears of a datagram.
     pub fn deliver(&mut self, datagram: &[u8], from: SocketAddr) -> Option<(SocketAddr, Vec<u8>)> {
-        self.shared.deliver(datagram, from, 0);
+        self.shared.deliver(datagram, Source::Udp(from), &Way::Udp(0, from));
         self.queue.try_recv().ok()
     }
 
@@ -237,10 +269,8 @@ async fn repeat(shared: Arc<Shared>, line: Arc<Line>) {
         tokio::time::sleep(pause).await;
         let mut outbound = lock(&line.outbound);
         let Outbound { aliases, chosen: Some(chosen), flight } = &mut *outbound else { continue };
-        let Some(&(address, socket)) = aliases.get(usize::from(chosen.port()).wrapping_sub(1)) else { continue };
-        for datagram in flight.again() {
-            let _ = shared.sockets[socket].socket.try_send_to(datagram, address);
-        }
+        let Some((_, way)) = aliases.get(usize::from(chosen.port()).wrapping_sub(1)) else { continue };
+        flight.again().iter().for_each(|datagram| shared.send(datagram, way));
     }
 }
 
@@ -249,7 +279,9 @@ async fn read(shared: Arc<Shared>, index: usize) {
     let mut buffer = [0; LARGEST];
     loop {
         match shared.sockets[index].socket.recv_from(&mut buffer).await {
-            Ok((n, from)) => shared.deliver(&buffer[..n], from, index),
+            Ok((n, from)) => {
+                shared.deliver(&buffer[..n], Source::Udp(from), &Way::Udp(index, from));
+            }
             // An earlier datagram found its port closed, which says nothing about the next.
             Err(error) => {
                 tracing::debug!(%error, "receiving a datagram");
@@ -260,28 +292,38 @@ async fn read(shared: Arc<Shared>, index: usize) {
 }
 
 impl Shared {
-    fn deliver(&self, datagram: &[u8], from: SocketAddr, socket: usize) {
+    /// Hands a datagram to its session; whether it has one.
+    pub(super) fn deliver(&self, datagram: &[u8], from: Source, way: &Way) -> bool {
         let now = Instant::now();
         let mut routes = lock(&self.routes);
         let routes = &mut *routes;
         let check = is_stun_message(datagram).then(|| self.check(&routes.names, datagram)).flatten();
         if let Some((line, is_nomination)) = check {
-            let known = routes.addresses.get(&from);
+            let known = routes.sources.get(&from);
             let is_another_s = known.is_some_and(|route| !Arc::ptr_eq(&route.line, &line));
             // Who proves to be there now has the address, unless somebody else is using it: a sender's address can be forged.
             if is_another_s && known.is_some_and(|route| now - route.heard < SILENT) {
-                return;
+                return false;
             }
             let alias = known.filter(|_| !is_another_s).map(|route| route.alias);
-            let addresses = &mut routes.addresses;
-            let Some(alias) = line.admit(from, socket, alias, is_nomination, addresses, now) else { return };
-            addresses.insert(from, Route { line, alias, heard: now });
+            let sources = &mut routes.sources;
+            let Some(alias) = line.admit((from, way), alias, is_nomination, sources, now) else { return false };
+            sources.insert(from, Route { line, alias, heard: now });
         }
-        let Some(route) = routes.addresses.get_mut(&from) else { return };
+        let Some(route) = routes.sources.get_mut(&from) else { return false };
         route.heard = now;
         lock(&route.line.outbound).flight.received(datagram);
         // Full: dropped, as a socket would.
         let _ = route.line.inbound.try_send((route.alias, datagram.to_vec()));
+        true
+    }
+
+    /// A datagram that finds no room is lost, and what it carried is sent again by those above that care.
+    fn send(&self, datagram: &[u8], way: &Way) {
+        match way {
+            Way::Udp(socket, address) => drop(self.sockets[*socket].socket.try_send_to(datagram, *address)),
+            Way::Tcp(outlet) => outlet.send(datagram),
+        }
     }
 
     /// Whose check this is, and whether it nominates the path it came by; `None` for anything but a check that is proven.
@@ -299,15 +341,14 @@ impl Shared {
 }
 
 impl Line {
-    /// The alias of an address that has proven itself: the one in use, if the peer has left that for this address; otherwise the one that it has, or a
+    /// The alias of a source that has proven itself: the one in use, if the peer has left that for this source; otherwise the one that it has, or a
     /// new one.
     fn admit(
         &self,
-        from: SocketAddr,
-        socket: usize,
+        (from, way): (Source, &Way),
         alias: Option<SocketAddr>,
         is_nomination: bool,
-        routes: &mut HashMap<SocketAddr, Route>,
+        routes: &mut HashMap<Source, Route>,
         now: Instant,
     ) -> Option<SocketAddr> {
         let mut outbound = lock(&self.outbound);
@@ -320,14 +361,19 @@ impl Line {
             if has_left {
                 tracing::info!("a peer has moved to another address");
                 routes.remove(&slot.0);
-                *slot = (from, socket);
+                *slot = (from, way.clone());
                 return Some(chosen);
             }
         }
-        if alias.is_some() || outbound.aliases.len() == ADDRESSES {
-            return alias;
+        if let Some(alias) = alias {
+            // Perhaps by another connection.
+            outbound.aliases[usize::from(alias.port()) - 1].1 = way.clone();
+            return Some(alias);
         }
-        outbound.aliases.push((from, socket));
+        if outbound.aliases.len() == ADDRESSES {
+            return None;
+        }
+        outbound.aliases.push((from, way.clone()));
         Some(SocketAddr::from((Ipv4Addr::LOCALHOST, outbound.aliases.len() as u16)))
     }
 }
@@ -355,14 +401,13 @@ impl AsyncUdpSocket for View {
         let sent = Poll::Ready(Ok(transmit.contents.len()));
         let mut outbound = lock(&self.line.outbound);
         let index = usize::from(transmit.destination.port()).wrapping_sub(1);
-        let Some(&(address, socket)) = outbound.aliases.get(index) else { return sent };
+        let Some((_, way)) = outbound.aliases.get(index).cloned() else { return sent };
         if !is_stun_message(transmit.contents) {
             outbound.chosen = Some(transmit.destination);
             outbound.flight.sent(transmit.contents);
         }
         drop(outbound);
-        // A datagram that finds no room is lost, and what it carried is sent again by those above that care.
-        let _ = self.shared.sockets[socket].socket.try_send_to(transmit.contents, address);
+        self.shared.send(transmit.contents, &way);
         sent
     }
 

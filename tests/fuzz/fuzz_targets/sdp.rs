@@ -3,7 +3,7 @@
 
 use std::io::Cursor;
 
-use hearken::protocol::sdp::{self, Offer};
+use hearken::protocol::sdp::{self, Candidate, Offer};
 use libfuzzer_sys::fuzz_target;
 use rtc::sdp::SessionDescription;
 
@@ -17,7 +17,9 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(offer) = Offer::parse(data) {
         // As the WebRTC crate reads it.
         let _ = SessionDescription::unmarshal(&mut Cursor::new(offer.text()));
-        let answer = sdp::answer(offer.text(), &[("192.0.2.1".into(), 9), ("2001:db8::1".into(), 9)]);
+        let candidate = |ip: &str, is_tcp| Candidate { ip: ip.into(), port: 9, is_tcp };
+        let candidates = [candidate("192.0.2.1", false), candidate("2001:db8::1", true)];
+        let answer = sdp::answer(offer.text(), &candidates);
         let _ = sdp::restart_answer(&answer);
     }
 });
