@@ -3,10 +3,17 @@
 //! The filter's delay is cut off at the start and pushed out at the end, so that n samples in give n × 16000 / rate out, at the same
 //! place in time. Chunks are cut here, so the result does not depend on how the sound was packed.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
 use rubato::audioadapter_buffers::direct::SequentialSlice;
 use rubato::{Fft, FixedSync, Resampler as _};
 
 use super::{AudioError, RATE};
+
+/// A rate that is no multiple of this is taken for the nearest that is, at most a sixth of a percent away; no recorder makes one. The filter is as long as
+/// the rate has no measure in common with ours: for a prime one a second of sound, and half a second's work to make, which any file could ask for.
+const MEASURE: u32 = 25;
 
 /// Resamples one mono stream.
 pub struct Resampler {
@@ -15,8 +22,57 @@ pub struct Resampler {
     inner: Option<Inner>,
 }
 
+thread_local! {
+    /// Filters whose streams are over, the oldest first.
+    static SPARE: RefCell<VecDeque<(u32, Fft<f32>)>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// So many a thread.
+const SPARES: usize = 4;
+
+/// One stream's filter. To make one takes 0.2 to 2 ms, so that those of streams that are over are used again.
+struct Filter {
+    rate: u32,
+    fft: Option<Fft<f32>>,
+}
+
+impl Filter {
+    fn new(rate: u32) -> Result<Self, AudioError> {
+        let spare = SPARE.with_borrow_mut(|spare| {
+            let at = spare.iter().position(|(other, _)| *other == rate)?;
+            spare.remove(at)
+        });
+        let fft = match spare {
+            Some((_, fft)) => fft,
+            // About 20 ms a chunk: short enough to be live, long enough for a sharp filter.
+            None => Fft::new(rate as usize, RATE as usize, rate as usize / 50, 1, FixedSync::Both)
+                .map_err(|_| AudioError::Rate(rate))?,
+        };
+        Ok(Self { rate, fft: Some(fft) })
+    }
+
+    fn fft(&mut self) -> &mut Fft<f32> {
+        self.fft.as_mut().expect("it is there until the end")
+    }
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        let Some(mut fft) = self.fft.take() else { return };
+        fft.reset();
+        // A thread that ends keeps nothing.
+        let _ = SPARE.try_with(|spare| {
+            let mut spare = spare.borrow_mut();
+            if spare.len() == SPARES {
+                spare.pop_front();
+            }
+            spare.push_back((self.rate, fft));
+        });
+    }
+}
+
 struct Inner {
-    fft: Fft<f32>,
+    filter: Filter,
     /// Input not yet a whole chunk.
     pending: Vec<f32>,
     chunk: usize,
@@ -42,6 +98,7 @@ impl Resampler {
         if !(8_000..=192_000).contains(&rate) {
             return Err(AudioError::Rate(rate));
         }
+        let rate = (rate + MEASURE / 2) / MEASURE * MEASURE;
         let inner = (rate != RATE).then(|| Inner::new(rate)).transpose()?;
         Ok(Self { rate, inner })
     }
@@ -64,12 +121,11 @@ impl Resampler {
 
 impl Inner {
     fn new(rate: u32) -> Result<Self, AudioError> {
-        // About 20 ms a chunk: short enough to be live, long enough for a sharp filter.
-        let fft = Fft::new(rate as usize, RATE as usize, rate as usize / 50, 1, FixedSync::Both)
-            .map_err(|_| AudioError::Rate(rate))?;
+        let mut filter = Filter::new(rate)?;
+        let fft = filter.fft();
         let (chunk, most) = (fft.input_frames_max(), fft.output_frames_max());
         let skip = fft.output_delay();
-        Ok(Self { fft, pending: Vec::with_capacity(chunk), chunk, out: vec![0.0; most], skip, taken: 0, given: 0 })
+        Ok(Self { filter, pending: Vec::with_capacity(chunk), chunk, out: vec![0.0; most], skip, taken: 0, given: 0 })
     }
 
     fn push(&mut self, mut samples: &[f32], out: &mut Vec<f32>) {
@@ -89,7 +145,8 @@ impl Inner {
         let from = SequentialSlice::new(&self.pending[..], 1, self.chunk).expect("the chunk is whole");
         let room = self.out.len();
         let mut to = SequentialSlice::new_mut(&mut self.out[..], 1, room).expect("one channel of its own length");
-        let (_, n) = self.fft.process_into_buffer(&from, &mut to, None).expect("buffers of the sizes it asked for");
+        let (_, n) =
+            self.filter.fft().process_into_buffer(&from, &mut to, None).expect("buffers of the sizes it asked for");
         self.pending.clear();
         let cut = self.skip.min(n);
         self.skip -= cut;
@@ -104,8 +161,9 @@ impl Inner {
             self.pending.resize(self.chunk, 0.0);
             self.step(due - self.given, out);
         }
-        self.fft.reset();
+        let fft = self.filter.fft();
+        fft.reset();
         self.pending.clear();
-        (self.skip, self.taken, self.given) = (self.fft.output_delay(), 0, 0);
+        (self.skip, self.taken, self.given) = (fft.output_delay(), 0, 0);
     }
 }

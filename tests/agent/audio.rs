@@ -44,6 +44,28 @@ fn no_tail_is_lost_and_nothing_moves() {
 }
 
 #[test]
+fn an_odd_rate_is_taken_for_the_nearest_that_is_not() {
+    for (odd, even) in [(44_101, 44_100), (8_012, 8_000), (8_013, 8_025), (191_999, 192_000)] {
+        let sound = tone(even, 0.2, 440.0);
+        assert_eq!(resample(odd, &sound, 100), resample(even, &sound, 100), "{odd}");
+    }
+}
+
+#[test]
+fn a_filter_that_another_stream_had_remembers_nothing_of_it() {
+    let sound = tone(24_000, 0.1, 300.0);
+    let alone = std::thread::spawn({
+        let sound = sound.clone();
+        move || resample(24_000, &sound, 100)
+    });
+    for rate in [8_000, 24_000, 24_000, 44_100, 48_000, 96_000, 24_000] {
+        let mut resampler = Resampler::new(rate).unwrap();
+        resampler.push(&noise_f32(0.11, |_| true), &mut Vec::new());
+    }
+    assert_eq!(resample(24_000, &sound, 100), alone.join().unwrap());
+}
+
+#[test]
 fn a_flush_begins_a_new_stream() {
     let sound = tone(24_000, 0.1, 300.0);
     let mut resampler = Resampler::new(24_000).unwrap();
