@@ -98,7 +98,7 @@ fn a_turn_that_is_surely_not_over_is_waited_for_as_long_as_the_client_s_eagernes
 #[test]
 fn between_the_two_and_without_a_word_from_the_model_silence_decides() {
     for verdict in [Some(0.5), Some(f32::NAN), None] {
-        for (eagerness, ms) in [("low", 1500), ("auto", 700), ("high", 500)] {
+        for (eagerness, ms) in [("low", 1500), ("medium", 700), ("auto", 700), ("high", 500)] {
             let mut desk = paused(eagerness);
             if let Some(chance) = verdict {
                 desk.engine(Event::Finished(chance));
