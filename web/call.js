@@ -38,6 +38,14 @@ function button(words, className, onclick) {
   return node;
 }
 
+/** What is being said: words that stay, and those that may still change. */
+function words(node, { words, tentative }) {
+  const text = JSON.stringify([words, tentative]);
+  if (node.dataset.said === text) return;
+  node.dataset.said = text;
+  node.replaceChildren(words, words && tentative ? " " : "", tentative ? element("span", "tentative", tentative) : "");
+}
+
 /** One turn, updated in place. */
 class CallTurn extends HTMLElement {
   #time = button("", "time", () => this.dispatchEvent(new CustomEvent("place", { bubbles: true, detail: { seconds: this.turn.start, play: true } })));
@@ -56,16 +64,17 @@ class CallTurn extends HTMLElement {
     this.replaceChildren(element("p", "turn-head", this.#time, this.#who, this.#tag), this.#words, this.#note, this.#measures, this.#details);
   }
 
-  update(turn, party, isOver) {
+  update(turn, party, isOver, saying) {
     this.turn = turn;
     this.dataset.party = party;
     this.#time.textContent = clock(turn.start * 1000);
     this.#time.setAttribute("aria-label", `Go to ${clock(turn.start * 1000)}`);
     this.#who.textContent = turn.party;
     this.#tag.hidden = !turn.interrupts;
-    const words = turn.words?.trim();
-    setText(this.#words, words || (turn.words === undefined && !isOver ? "…" : "no words written down"));
-    this.#words.classList.toggle("empty", !words);
+    const said = turn.words?.trim();
+    if (said === undefined && saying) words(this.#words, saying);
+    else setText(this.#words, said || (said === undefined && !isOver ? "…" : "no words written down"));
+    this.#words.classList.toggle("empty", !said && !saying);
     const { note } = turn;
     this.#note.hidden = !note;
     if (note && this.#note.dataset.text !== note.text) {
@@ -88,6 +97,8 @@ class HearkenCall extends HTMLElement {
   #id = null;
   #call = null;
   #rows = new Map();
+  /** What is being said now, by party. */
+  #now = new Map();
   #title = element("h2", "call-title");
   #about = element("p", "hint");
   #live = element("p", "live-line");
@@ -172,6 +183,7 @@ class HearkenCall extends HTMLElement {
     if (call.id !== this.#id) {
       this.#id = call.id;
       this.#rows.clear();
+      this.#now.clear();
       this.#turns.replaceChildren();
       this.#audio.pause();
       this.#timeline.call = call;
@@ -196,7 +208,7 @@ class HearkenCall extends HTMLElement {
     this.#drawFigures(call);
     this.#timeline.call = call;
     this.#drawTurns(call, names, isOver);
-    this.#sections["said-section"].hidden = call.turns.length === 0;
+    this.#sections["said-section"].hidden = this.#turns.childElementCount === 0;
   }
 
   #drawAlerts({ alerts, marks }) {
@@ -239,7 +251,8 @@ class HearkenCall extends HTMLElement {
     setText(this.#silence, `Nobody spoke for ${time(silence.seconds)}, ${time(silence.longest_seconds)} at the longest. Everything but the words is measured from the sound.`);
   }
 
-  #drawTurns({ turns }, names, isOver) {
+  #drawTurns({ turns, saying = [] }, names, isOver) {
+    this.#drawNow(isOver ? [] : saying.filter(({ turn }) => turn === undefined), names);
     turns.forEach((turn, index) => {
       let row = this.#rows.get(turn.id);
       if (!row) {
@@ -248,8 +261,29 @@ class HearkenCall extends HTMLElement {
         const item = element("li", "", row);
         this.#turns.insertBefore(item, this.#turns.children[index] ?? null);
       }
-      row.update(turn, names.indexOf(turn.party), isOver);
+      row.update(turn, names.indexOf(turn.party), isOver, saying.find((each) => each.turn === turn.id));
     });
+  }
+
+  /** Those who are speaking, below all that was said. */
+  #drawNow(saying, names) {
+    for (const [party, { row }] of this.#now) {
+      if (saying.some((each) => each.party === party)) continue;
+      row.remove();
+      this.#now.delete(party);
+    }
+    for (const each of saying) {
+      let now = this.#now.get(each.party);
+      if (!now) {
+        const said = element("p", "words");
+        const row = element("li", "now-saying", element("p", "turn-head", element("span", "speaker", each.party), element("span", "", "speaking now")), said);
+        row.dataset.party = names.indexOf(each.party);
+        now = { row, said };
+        this.#now.set(each.party, now);
+        this.#turns.append(row);
+      }
+      words(now.said, each);
+    }
   }
 
   #play() {

@@ -178,10 +178,13 @@ function take(event) {
     if (shown.alerts.some((alert) => alert.at === time && alert.name === name)) return;
     shown.alerts = [...shown.alerts, event.alert];
     announce(`Alert: ${name}`);
+  } else if (event.type === "call.words") {
+    shown.saying = [...shown.saying.filter(({ party }) => party !== event.saying.party), event.saying];
   } else if (event.type === "call.turn") {
     const { turn, seconds, parties, silence } = event;
     const turns = shown.turns.filter((other) => other.id !== turn.id);
     shown.turns = [...turns, turn].sort((a, b) => a.start - b.start);
+    if (turn.words !== undefined) shown.saying = shown.saying.filter((saying) => saying.turn !== turn.id);
     Object.assign(shown, { seconds, parties, silence });
   }
   heardAt = performance.now();

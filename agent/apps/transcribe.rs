@@ -11,8 +11,8 @@ use crate::audio::vad::{Gate, GateConfig, detector};
 use crate::audio::{RATE, samples, samples_ms};
 use crate::config::Voice;
 use crate::engine::{
-    Calling, Content, Ending, Engine, EngineError, Event, Item, Listen, Listening, Pace, Request, Role, Sampling,
-    SessionId, Tenant, Thinking, Turn,
+    Calling, Caption, Content, Ending, Engine, EngineError, Event, Feed, Item, Listen, Listening, Pace, Request, Role,
+    Sampling, SessionId, Tenant, Thinking, Turn,
 };
 use crate::session::segment::{Ear, Heard};
 
@@ -97,6 +97,22 @@ pub fn utterances(
     Ok(whole)
 }
 
+/// Opens an ear for an utterance that is still being spoken.
+///
+/// # Errors
+/// As [`Engine::listen`].
+pub fn open(engine: &dyn Engine, session: SessionId, tenant: Tenant) -> Result<Listening, EngineError> {
+    let conversation = user(vec![Content::Sound(Vec::new().into())]);
+    engine.listen(Listen { session, tenant, conversation, tools: String::new(), captions: true })
+}
+
+/// The utterance has ended: the rest of it is read.
+pub fn end(ear: &dyn Feed) {
+    // What finds no room in the segment is not needed.
+    ear.push(&vec![0.0; samples(SILENCE)]);
+    ear.finish();
+}
+
 /// The words of one utterance on their way: from the checkpoint's ear for words, or, where it has none, as the model itself tells them.
 pub struct Words<'a> {
     engine: &'a dyn Engine,
@@ -108,7 +124,7 @@ pub struct Words<'a> {
 }
 
 enum Source {
-    Ear(Listening),
+    Ear(mpsc::Receiver<Caption>),
     Model(Turn),
     Over,
 }
@@ -124,13 +140,10 @@ impl<'a> Words<'a> {
         tenant: Tenant,
         sound: &'a [f32],
     ) -> Result<Self, EngineError> {
-        let conversation = user(vec![Content::Sound(Vec::new().into())]);
-        let ear = engine.listen(Listen { session, tenant, conversation, tools: String::new(), captions: true })?;
+        let (ear, captions) = open(engine, session, tenant)?.split();
         ear.push(sound);
-        // What finds no room in the segment is not needed.
-        ear.push(&vec![0.0; samples(SILENCE)]);
-        ear.finish();
-        Ok(Self { engine, session, tenant, sound, source: Source::Ear(ear), is_begun: false })
+        end(&*ear);
+        Ok(Self { engine, session, tenant, sound, source: Source::Ear(captions), is_begun: false })
     }
 
     /// The next piece, never taken back; `None` when all is read.
@@ -141,7 +154,7 @@ impl<'a> Words<'a> {
         loop {
             let piece = match &mut self.source {
                 Source::Over => return Ok(None),
-                Source::Ear(ear) => match ear.next().await {
+                Source::Ear(captions) => match captions.recv().await {
                     Some(caption) => {
                         if caption.is_last {
                             self.source = Source::Over;

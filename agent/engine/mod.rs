@@ -228,6 +228,11 @@ impl Listening {
         (Self { captions, feed }, tx)
     }
 
+    /// For two who share an ear: the end that takes samples, which ends the listening when it is dropped, and the one that captions come out of.
+    pub fn split(self) -> (Box<dyn Feed>, mpsc::Receiver<Caption>) {
+        (self.feed, self.captions)
+    }
+
     /// Hands the next samples over, 16 kHz mono. Those that find no room (their number is returned) are lost to this ear and close it, but not
     /// to the turn: [`Engine::respond`] brings all samples and computes what is missing.
     pub fn push(&self, samples: &[f32]) -> usize {

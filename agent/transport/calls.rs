@@ -68,7 +68,7 @@ pub(super) async fn create(
         sessions: (0..3).map(|_| app.next_session().0).collect(),
         is_patient: true,
     };
-    let (live, work) = app.hub.open(opening);
+    let (mut live, work) = app.hub.open(opening);
     let record = live.record().clone();
     let (begun, has_begun) = oneshot::channel();
     let limit = app.config.limits.file_seconds.min(app.config.calls.max_seconds);

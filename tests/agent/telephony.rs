@@ -3,13 +3,14 @@
 use base64::Engine as _;
 use futures_util::{SinkExt as _, StreamExt as _};
 use hearken::config::{Config, Secret};
-use hearken::engine::{Content, Event, Item};
+use hearken::engine::{Caption, Content, Event, Item};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
-use crate::harness::{Server, config, noise_f32, serve, soon, syllables};
+use crate::harness::{Opened, Server, config, noise_f32, serve, soon, syllables};
+use crate::journal::kept;
 
 /// Twilio's end of a media stream.
 struct Phone {
@@ -155,6 +156,108 @@ async fn two_tracks_are_two_ears_and_one_conversation() {
     for _ in 0..4 {
         soon("the closing", server.closed.recv()).await;
     }
+}
+
+/// Both tracks, from a chunk on; the next chunk's number.
+async fn both(phone: &mut Phone, first: usize, inbound: &[u8], outbound: &[u8]) -> usize {
+    let chunks = inbound.chunks(160).zip(outbound.chunks(160));
+    for (n, (mine, theirs)) in chunks.clone().enumerate() {
+        phone.media("inbound", first + n, mine).await;
+        phone.media("outbound", first + n, theirs).await;
+    }
+    first + chunks.len()
+}
+
+async fn caption(ear: &Opened, committed: &str, tentative: &str, is_last: bool) {
+    let caption = Caption { committed: committed.into(), tentative: tentative.into(), is_last };
+    ear.captions.send(caption).await.unwrap();
+}
+
+#[tokio::test]
+async fn words_are_told_while_they_are_spoken_and_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { journal: kept(folder.path()).journal, ..silent_notes() };
+    let mut server = serve(config.clone()).await;
+    let mut phone = Phone::dial(&server).await;
+    phone.start(&["inbound", "outbound"], json!({"outbound": "Eve"})).await;
+    // Both speak at once, from 1 s on.
+    let speech = line(&noise_f32(3.0, |t| t > 1.0 && syllables(t)));
+    let next = both(&mut phone, 1, &speech, &speech).await;
+    let ears = [server.opened().await, server.opened().await];
+    assert_ne!(ears[0].listen.session, ears[1].listen.session);
+    let path = format!("/v1/calls/{}", call(&server).await["id"].as_str().unwrap());
+    let mut watch = server.send("GET", &format!("{path}/events"), "", b"").await;
+    watch.until("call.snapshot").await;
+    assert!(!ears[0].fed.is_finished.load(std::sync::atomic::Ordering::Acquire), "nobody has finished");
+    caption(&ears[0], "I want", "my mummy", false).await;
+    watch.until("my mummy").await;
+    let told = call(&server).await["saying"][0].clone();
+    assert_eq!((&told["words"], &told["tentative"]), (&json!("I want"), &json!("my mummy")), "{told:#}");
+    assert!((told["start"].as_f64().unwrap() - 0.7).abs() < 0.2, "{told:#}");
+    caption(&ears[1], "Of", "", false).await;
+    watch.until("\"Of\"").await;
+    caption(&ears[0], " my money", "", false).await;
+    watch.until("I want my money").await;
+    let shown = call(&server).await;
+    let saying = |n: usize| (shown["saying"][n]["party"].as_str(), shown["saying"][n]["words"].as_str());
+    assert_eq!((saying(0), saying(1)), ((Some("customer"), Some("I want my money")), (Some("Eve"), Some("Of"))));
+    assert_eq!(shown["turns"], json!([]));
+
+    // Whoever comes to the journal of a server that was killed now finds all that was told.
+    let after = tempfile::tempdir().unwrap();
+    for name in ["journal.sqlite", "journal.sqlite-wal"] {
+        std::fs::copy(folder.path().join(name), after.path().join(name)).unwrap();
+    }
+    let killed = serve(Config { journal: kept(after.path()).journal, ..silent_notes() }).await;
+    let restored = call(&killed).await;
+    let marks: Vec<&str> = restored["marks"].as_array().unwrap().iter().filter_map(|m| m["name"].as_str()).collect();
+    let said = ["customer was saying: I want my money", "Eve was saying: Of", "the server was restarted here"];
+    assert_eq!(marks, said, "{restored:#}");
+    assert_eq!((&restored["state"], &restored["saying"]), (&json!("ended"), &json!([])));
+
+    // The turn is over before its last words are read.
+    let silence = line(&[0.0; 32_000]);
+    both(&mut phone, next, &silence, &silence).await;
+    soon("the end of the sound", async {
+        while !ears.iter().all(|ear| ear.fed.is_finished.load(std::sync::atomic::Ordering::Acquire)) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let shown = call(&server).await;
+    let turns = shown["turns"].as_array().unwrap();
+    assert_eq!(turns.len(), 2, "{shown:#}");
+    let its = turns.iter().find(|turn| turn["party"] == "customer").unwrap();
+    assert_eq!((&its["words"], &shown["saying"][0]["turn"]), (&Value::Null, &its["id"]), "{shown:#}");
+    caption(&ears[0], " back.", "", true).await;
+    caption(&ears[1], " course.", "", true).await;
+    watch.until("Of course.").await;
+    phone.stop().await;
+    assert_eq!(phone.closed().await, 1000);
+    let call = over(&server).await;
+    let words: Vec<&Value> = call["turns"].as_array().unwrap().iter().map(|turn| &turn["words"]).collect();
+    assert!(words.contains(&&json!("I want my money back.")) && words.contains(&&json!("Of course.")), "{call:#}");
+    assert_eq!(call["saying"], json!([]));
+    // The ear has heard all of the turn, and the silence that the last words need.
+    let heard = ears[0].fed.samples.lock().unwrap().len() as f64 / 16_000.0;
+    let turn = its["end"].as_f64().unwrap() - its["start"].as_f64().unwrap();
+    assert!((turn + 3.0..turn + 4.0).contains(&heard), "{heard} s of {turn}");
+}
+
+#[tokio::test]
+async fn a_turn_whose_ear_was_lost_is_read_when_it_is_over() {
+    let mut server = serve(silent_notes()).await;
+    let mut phone = Phone::dial(&server).await;
+    phone.start(&["inbound"], json!({})).await;
+    let sound = line(&noise_f32(5.0, |t| (1.0..3.0).contains(&t) && syllables(t)));
+    for (n, chunk) in sound.chunks(160).enumerate() {
+        phone.media("inbound", n + 1, chunk).await;
+    }
+    // Without a word.
+    drop(server.opened().await);
+    server.opened().await.read(["all", " of it"]).await;
+    phone.stop().await;
+    assert_eq!(over(&server).await["turns"][0]["words"], "all of it");
 }
 
 #[tokio::test]

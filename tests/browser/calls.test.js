@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
-import { accessible, blameless, callFile, callScript, fits, openBrowser, openPage, out, questionFile, startServer, TURN } from "./support.js";
+import { accessible, blameless, callFile, callScript, fits, openBrowser, openPage, out, questionFile, sleep, startServer, TURN } from "./support.js";
 
 const RULES = `
 [[calls.alerts]]
@@ -226,16 +226,41 @@ describe("a phone call", () => {
     await page.bringToFront();
     await page.getByRole("link", { name: "customer and Eve" }).click();
     await page.getByText("The line is open, nobody speaks").waitFor();
-    const chunks = line(1, 2);
-    const half = Math.round(1.8 * 50);
-    for (const payload of chunks.slice(0, half)) speak("inbound", payload);
-    await flush();
+    const hand = await context.newPage();
+    await hand.setViewportSize({ width: 390, height: 780 });
+    await hand.goto(page.url());
+    // Three times without a pause; first up to the middle of the third.
+    const chunks = [...line(1, 0), ...line(0, 0), ...line(0, 2)];
+    const half = Math.round(5.5 * 50);
+    for (let at = 0; at < half; at += 25) {
+      // As fast as one speaks: what two readings after one another agree on is certain.
+      for (const payload of chunks.slice(at, Math.min(at + 25, half))) speak("inbound", payload);
+      await flush();
+      await sleep(500);
+    }
     await page.getByText("customer is speaking").waitFor();
+    const certain = (page) => page.waitForFunction(() => {
+      const words = document.querySelector(".now-saying .words")?.firstChild?.data ?? "";
+      return words.split(" ").length >= 3 && words;
+    }, null, { timeout: TURN });
+    const told = await (await certain(page)).jsonValue();
+    assert.equal(await turns(page).count(), 0, "the turn is not over");
     await page.screenshot({ path: out("calls-phone-line.png") });
+    await accessible(page, "calls, while somebody speaks");
+    await hand.bringToFront();
+    await certain(hand);
+    await hand.screenshot({ path: out("calls-phone-line-phone.png"), fullPage: true });
+    await accessible(hand, "calls on a phone, while somebody speaks");
+    await fits(hand);
+    await hand.close();
+    await page.bringToFront();
     for (const payload of chunks.slice(half)) speak("inbound", payload);
     await flush();
     await page.getByText("The line is open, nobody speaks").waitFor();
     await turns(page).filter({ hasText: /capital|France/i }).waitFor({ timeout: TURN });
+    await page.waitForFunction(() => !document.querySelector(".now-saying"));
+    const said = await turns(page).first().locator(".words").textContent();
+    assert.ok(said.startsWith(told), `“${told}” became “${said}”`);
     send({ event: "mark", streamSid: "MZ1", mark: { name: "greeting" } });
     await flush();
     await page.getByText("greeting").waitFor();

@@ -237,7 +237,7 @@ export async function fits(page) {
   const [wide, window] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
   assert.ok(wide <= window, `${wide} px of page in ${window} px`);
   const cut = await page.evaluate(() =>
-    [...document.querySelectorAll(".controls, .turn, .state, .quiet, .pages, .call-turn, .upload, .call-head")].filter((node) => node.getBoundingClientRect().right > innerWidth + 0.5).length,
+    [...document.querySelectorAll(".controls, .turn, .state, .quiet, .pages, .call-turn, .now-saying, .upload, .call-head")].filter((node) => node.getBoundingClientRect().right > innerWidth + 0.5).length,
   );
   assert.equal(cut, 0, "elements cut off at the right");
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  Live::hear -> turns (bounded) -> words -> notes (bounded) -> summary
+//!                turns of a phone line are passed on as they begin, those of a file as they end
 //!  full queues: a live call goes on without that turn's words or note, counted; a file waits
 //! ```
 
@@ -13,19 +14,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{broadcast, mpsc};
 
-use super::note::Mind;
 use super::report::Line;
 use super::rules::{Alert, Sign, Watches};
-use super::{Call, Ended, Report, Turn};
-use crate::apps::transcribe::Words;
+use super::spoken::{Begun, KeptSaying, Mouth, Saying, Spoken};
+use super::work::Work;
+use super::{Call, Ended, Report, Turn, seconds};
 use crate::config::Config;
-use crate::engine::{Engine, EngineError, SessionId, Tenant};
+use crate::engine::{Engine, SessionId, Tenant};
 use crate::journal::{Journal, JournalError, KeptCall};
 
-/// Turns that may wait to be read.
-const TURNS: usize = 32;
+/// Turns that may wait to be read, and as many that may be read at once.
+pub(super) const TURNS: usize = 32;
 /// Turns that may wait for their note: more would be noted long after they matter.
-const NOTES: usize = 8;
+pub(super) const NOTES: usize = 8;
 /// Events that a watcher may be behind; then it is told the whole call again.
 const EVENTS: usize = 256;
 /// Marks and alerts that are kept of one call.
@@ -35,7 +36,8 @@ const MARKS: usize = 1024;
 const TURN: &str = "turn";
 const ALERT: &str = "alert";
 const MARK: &str = "mark";
-const END: &str = "end";
+const SAYING: &str = "saying";
+pub(super) const END: &str = "end";
 
 /// What begins a call.
 pub struct Opening {
@@ -77,23 +79,23 @@ struct KeptTurn {
 
 /// What the journal keeps of a call when it is over.
 #[derive(Serialize, Deserialize)]
-struct End {
+pub(super) struct End {
     /// Seconds since 1970.
-    ended: u64,
-    seconds: f64,
-    skipped: u64,
-    summary: Option<String>,
+    pub(super) ended: u64,
+    pub(super) seconds: f64,
+    pub(super) skipped: u64,
+    pub(super) summary: Option<String>,
 }
 
 /// A call that is or was.
 pub struct Record {
-    id: Arc<str>,
+    pub(super) id: Arc<str>,
     source: String,
     tenant: Tenant,
     began: u64,
-    inner: Mutex<Inner>,
+    pub(super) inner: Mutex<Inner>,
     events: broadcast::Sender<Told>,
-    journal: Option<Journal>,
+    pub(super) journal: Option<Journal>,
 }
 
 /// An event as watchers are told it.
@@ -105,33 +107,43 @@ pub struct Told {
     pub is_last: bool,
 }
 
-struct Inner {
-    call: Call,
+pub(super) struct Inner {
+    pub(super) call: Call,
     watches: Watches,
     alerts: Vec<Alert>,
     marks: Vec<Mark>,
-    summary: Option<String>,
-    ended: Option<u64>,
+    /// What each party is saying.
+    saying: Vec<Option<Saying>>,
+    pub(super) summary: Option<String>,
+    pub(super) ended: Option<u64>,
     /// Turns whose words or note were left out.
-    skipped: u64,
+    pub(super) skipped: u64,
     silent: f64,
 }
 
-fn now() -> u64 {
+impl Inner {
+    /// What is being said in this turn, if it is still the last of its party.
+    fn saying(&mut self, begun: Begun) -> Option<&mut Saying> {
+        let saying = self.saying.get_mut(begun.party)?.as_mut()?;
+        (saying.start == seconds(begun.start)).then_some(saying)
+    }
+}
+
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// All calls of a server.
 pub struct Hub {
-    config: Arc<Config>,
-    engine: Arc<dyn Engine>,
+    pub(super) config: Arc<Config>,
+    pub(super) engine: Arc<dyn Engine>,
     records: Mutex<VecDeque<Arc<Record>>>,
     /// Where alerts go beside the events.
     webhook: Option<mpsc::Sender<Value>>,
     journal: Option<Journal>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -168,11 +180,13 @@ impl Hub {
                 names[later].push_str(" 2");
             }
         }
+        let (mouths, saying) = (names.iter().map(|_| None).collect(), vec![None; names.len()]);
         let inner = Inner {
             call: Call::new(names, &self.config.voice),
             watches: Watches::new(&self.config.calls.alerts),
             alerts: Vec::new(),
             marks: Vec::new(),
+            saying,
             summary: None,
             ended: None,
             skipped: 0,
@@ -190,8 +204,9 @@ impl Hub {
             self.sweep(&mut records);
         }
         let (turns, queue) = mpsc::channel(TURNS);
-        let work = Work { hub: self.clone(), record: record.clone(), tenant, sessions, is_patient };
-        (Live { hub: self.clone(), record, turns, is_over: false }, work.run(queue))
+        let work = Work { hub: self.clone(), record: record.clone(), tenant, sessions: sessions.clone(), is_patient };
+        let live = Live { hub: self.clone(), record, sessions, turns, mouths, is_patient, is_over: false };
+        (live, work.run(queue))
     }
 
     fn sweep(&self, records: &mut VecDeque<Arc<Record>>) {
@@ -254,7 +269,8 @@ impl Record {
     fn past(kept: KeptCall, config: &Config, journal: Option<Journal>) -> Self {
         let Head { source, names } =
             serde_json::from_value(kept.head).unwrap_or(Head { source: "unknown".into(), names: Vec::new() });
-        let (mut turns, mut alerts, mut marks, mut end) = (Vec::new(), Vec::new(), Vec::new(), None);
+        let (mut turns, mut alerts, mut marks, mut saying, mut end) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), None);
         for (kind, _, part) in kept.parts {
             // What another version wrote and this one cannot read is left out.
             match kind.as_str() {
@@ -262,13 +278,21 @@ impl Record {
                     .extend(serde_json::from_value(part).ok().map(|KeptTurn { party, turn }| Turn { party, ..turn })),
                 ALERT => alerts.extend(serde_json::from_value::<Alert>(part).ok()),
                 MARK => marks.extend(serde_json::from_value::<Mark>(part).ok()),
+                SAYING => saying.extend(serde_json::from_value::<KeptSaying>(part).ok()),
                 END => end = serde_json::from_value::<End>(part).ok(),
                 _ => {}
             }
         }
         turns.retain(|turn| turn.party < names.len());
         let end = end.unwrap_or_else(|| {
-            let seconds = turns.iter().map(|turn| turn.end).fold(0.0, f64::max);
+            let cut: Vec<_> = saying.into_iter().filter_map(|saying| saying.settle(&mut turns)).collect();
+            let all = turns.iter().map(|turn| turn.end).chain(cut.iter().map(|saying| saying.start));
+            let seconds = all.fold(0.0, f64::max);
+            let said = cut.iter().filter_map(|saying| {
+                let name = format!("{} was saying: {}", names.get(saying.party)?, saying.words);
+                Some(Mark { at: saying.start, name })
+            });
+            marks.extend(said);
             marks.push(Mark { at: seconds, name: "the server was restarted here".into() });
             End { ended: kept.updated_ms as u64 / 1000, seconds, skipped: 0, summary: None }
         });
@@ -277,6 +301,7 @@ impl Record {
             watches: Watches::new(&config.calls.alerts),
             alerts,
             marks,
+            saying: Vec::new(),
             summary: end.summary,
             ended: Some(end.ended),
             skipped: end.skipped,
@@ -316,6 +341,8 @@ impl Record {
         let inner = lock(&self.inner);
         shown["silence"] = json!(report.silence);
         shown["turns"] = json!(report.turns);
+        let saying = inner.saying.iter().flatten().filter(|saying| inner.ended.is_none() && saying.is_told());
+        shown["saying"] = json!(saying.collect::<Vec<_>>());
         shown["alerts"] = json!(inner.alerts);
         shown["marks"] = json!(inner.marks);
         shown["skipped"] = json!(inner.skipped);
@@ -353,7 +380,7 @@ impl Record {
         (self.show(), events)
     }
 
-    fn tell(&self, event: &Value) {
+    pub(super) fn tell(&self, event: &Value) {
         // Nobody may be watching.
         drop(self.events.send(Told::of(event)));
     }
@@ -365,7 +392,32 @@ impl Record {
         journal.keep_part(&self.id, kind, number as u64, part, move || drop(events.send(told)));
     }
 
-    fn tell_turn(&self, turn: usize) {
+    /// A turn's words are known; of one that was read while it was spoken, nothing more is to come.
+    pub(super) fn set_words(&self, turn: usize, begun: Option<Begun>, words: &str) {
+        let mut inner = lock(&self.inner);
+        inner.call.set_words(turn, words.to_owned());
+        if let Some(begun) = begun.filter(|begun| inner.saying(*begun).is_some()) {
+            inner.saying[begun.party] = None;
+        }
+        drop(inner);
+        self.tell_turn(turn);
+    }
+
+    /// Changes what is known of a turn that is being spoken, and tells it; unless its party has begun another meanwhile.
+    pub(super) fn tell_saying(&self, begun: Begun, change: impl FnOnce(&mut Saying)) {
+        let mut inner = lock(&self.inner);
+        let Some(saying) = inner.saying(begun) else { return };
+        change(saying);
+        if !saying.is_told() {
+            return;
+        }
+        let kept = KeptSaying { party: begun.party, start: saying.start, words: saying.words.clone() };
+        let event = json!({"type": "call.words", "saying": saying});
+        drop(inner);
+        self.keep(SAYING, begun.party, &kept, &event);
+    }
+
+    pub(super) fn tell_turn(&self, turn: usize) {
         let inner = lock(&self.inner);
         let Some(known) = inner.call.turns().get(turn) else { return };
         let kept = KeptTurn { party: known.party, turn: known.clone() };
@@ -389,9 +441,16 @@ impl Told {
 pub struct Live {
     hub: Arc<Hub>,
     record: Arc<Record>,
-    turns: mpsc::Sender<Ended>,
+    sessions: Vec<SessionId>,
+    turns: mpsc::Sender<Spoken>,
+    /// The turns that are being spoken, one for each party.
+    mouths: Vec<Option<Mouth>>,
+    is_patient: bool,
     is_over: bool,
 }
+
+/// Hands a turn on.
+type Pass = fn(&mpsc::Sender<Spoken>, Spoken) -> bool;
 
 impl Live {
     /// The call that is heard.
@@ -400,17 +459,18 @@ impl Live {
     }
 
     /// The next samples of a party; `false` when the call has become too long. It never waits.
-    pub fn hear(&self, party: usize, samples: &[f32]) -> bool {
-        self.push(party, samples, |turns, ended| turns.try_send(ended).is_ok())
+    pub fn hear(&mut self, party: usize, samples: &[f32]) -> bool {
+        self.push(party, samples, |turns, turn| turns.try_send(turn).is_ok())
     }
 
     /// As [`Live::hear`], from a thread that may block: it waits for the engine.
-    pub fn hear_patiently(&self, party: usize, samples: &[f32]) -> bool {
-        self.push(party, samples, |turns, ended| turns.blocking_send(ended).is_ok())
+    pub fn hear_patiently(&mut self, party: usize, samples: &[f32]) -> bool {
+        self.push(party, samples, |turns, turn| turns.blocking_send(turn).is_ok())
     }
 
-    fn push(&self, party: usize, samples: &[f32], pass: fn(&mpsc::Sender<Ended>, Ended) -> bool) -> bool {
-        let mut inner = lock(&self.record.inner);
+    fn push(&mut self, party: usize, samples: &[f32], pass: Pass) -> bool {
+        let record = self.record.clone();
+        let mut inner = lock(&record.inner);
         let spoke = inner.call.speaks(party);
         let ended = inner.call.hear(party, samples);
         let speaks = inner.call.speaks(party);
@@ -418,6 +478,10 @@ impl Live {
         inner.silent = silent;
         let (seconds, lasts) =
             (inner.call.seconds(), inner.call.seconds() < f64::from(self.hub.config.calls.max_seconds));
+        // Nobody waits for the words of a file, whose sound comes much faster than it was spoken.
+        let saying = if self.is_patient { None } else { inner.call.saying(party) };
+        let known = self.mouths.get(party).and_then(Option::as_ref).filter(|_| ended.is_empty());
+        let fresh = saying.map(|(start, said)| (Begun { party, start }, said[known.map_or(0, Mouth::fed)..].to_vec()));
         drop(inner);
         if speaks != spoke {
             self.record.tell(&json!({"type": "call.speaking", "speaking": self.record.speakers(), "at": seconds}));
@@ -426,16 +490,45 @@ impl Live {
             self.hub.see(&self.record, seconds, None, &Sign::Silence(before, silent));
         }
         ended.into_iter().for_each(|ended| self.ended(ended, pass));
+        if let Some((begun, said)) = fresh.filter(|(_, said)| !said.is_empty()) {
+            self.say(begun, &said, pass);
+        }
         lasts
     }
 
-    fn ended(&self, ended: Ended, pass: fn(&mpsc::Sender<Ended>, Ended) -> bool) {
+    /// More of a turn that is being spoken.
+    fn say(&mut self, begun: Begun, said: &[f32], pass: Pass) {
+        let party = begun.party;
+        if self.mouths[party].is_none() {
+            let (mouth, spoken) =
+                Mouth::open(&*self.hub.engine, self.sessions[party], self.record.tenant, begun);
+            let mut inner = lock(&self.record.inner);
+            inner.saying[party] = Some(Saying::new(inner.call.names()[party].clone(), seconds(begun.start)));
+            drop(inner);
+            // Not taken, it is counted when it ends.
+            pass(&self.turns, spoken);
+            self.mouths[party] = Some(mouth);
+        }
+        if let Some(mouth) = &mut self.mouths[party] {
+            mouth.say(said);
+        }
+    }
+
+    fn ended(&mut self, ended: Ended, pass: Pass) {
+        let mouth = self.mouths[ended.party].take();
+        if let Some(mouth) = &mouth {
+            self.record.tell_saying(mouth.begun, |saying| saying.turn = Some(ended.turn));
+        }
         self.record.tell_turn(ended.turn);
         for turn in &ended.interruptions {
             self.record.tell_turn(*turn);
             self.hub.see_turn(&self.record, *turn, &Sign::Interruption);
         }
-        if !pass(&self.turns, ended) {
+        let taken = match mouth {
+            Some(mouth) => mouth.end(ended),
+            None => pass(&self.turns, Spoken::over(ended)),
+        };
+        if !taken {
             lock(&self.record.inner).skipped += 1;
         }
     }
@@ -454,10 +547,10 @@ impl Live {
 
     /// The call is over; from a thread that may block.
     pub fn hang_up_patiently(mut self) {
-        self.hang_up(|turns, ended| turns.blocking_send(ended).is_ok());
+        self.hang_up(|turns, turn| turns.blocking_send(turn).is_ok());
     }
 
-    fn hang_up(&mut self, pass: fn(&mpsc::Sender<Ended>, Ended) -> bool) {
+    fn hang_up(&mut self, pass: Pass) {
         if !std::mem::replace(&mut self.is_over, true) {
             let last = lock(&self.record.inner).call.hang_up();
             last.into_iter().for_each(|ended| self.ended(ended, pass));
@@ -467,12 +560,12 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        self.hang_up(|turns, ended| turns.try_send(ended).is_ok());
+        self.hang_up(|turns, turn| turns.try_send(turn).is_ok());
     }
 }
 
 impl Hub {
-    fn see_turn(&self, record: &Record, turn: usize, sign: &Sign<'_>) {
+    pub(super) fn see_turn(&self, record: &Record, turn: usize, sign: &Sign<'_>) {
         let inner = lock(&record.inner);
         let Some((at, party)) = inner.call.turns().get(turn).map(|turn| (turn.start, turn.party)) else { return };
         let party = inner.call.names()[party].clone();
@@ -496,124 +589,6 @@ impl Hub {
             if self.webhook.as_ref().is_some_and(|webhook| webhook.try_send(event).is_err()) {
                 tracing::warn!(call = %record.id, "the webhook does not keep up: an alert was not posted");
             }
-        }
-    }
-}
-
-/// What reads and notes a call.
-struct Work {
-    hub: Arc<Hub>,
-    record: Arc<Record>,
-    tenant: Tenant,
-    sessions: Vec<SessionId>,
-    is_patient: bool,
-}
-
-impl Drop for Work {
-    /// Also when it is dropped in the middle: the engine forgets it and the call counts as over, once that is safe in the journal.
-    fn drop(&mut self) {
-        self.sessions.iter().for_each(|session| self.hub.engine.close(*session));
-        let ended = now();
-        let end = {
-            let inner = lock(&self.record.inner);
-            End { ended, seconds: inner.call.seconds(), skipped: inner.skipped, summary: inner.summary.clone() }
-        };
-        let record = self.record.clone();
-        let is_safe = move || {
-            lock(&record.inner).ended = Some(ended);
-            record.tell(&json!({"type": "call.ended", "call": record.show()}));
-        };
-        match &self.record.journal {
-            Some(journal) => journal.keep_part(&self.record.id, END, 0, &end, is_safe),
-            None => is_safe(),
-        }
-    }
-}
-
-impl Work {
-    async fn run(self, mut turns: mpsc::Receiver<Ended>) {
-        let (notes, mut waiting) = mpsc::channel::<Ended>(NOTES);
-        let read = async {
-            while let Some(ended) = turns.recv().await {
-                self.read(&ended).await;
-                if !self.hub.config.calls.notes {
-                    continue;
-                }
-                let taken =
-                    if self.is_patient { notes.send(ended).await.is_ok() } else { notes.try_send(ended).is_ok() };
-                if !taken {
-                    lock(&self.record.inner).skipped += 1;
-                }
-            }
-            drop(notes);
-        };
-        let note = async {
-            while let Some(ended) = waiting.recv().await {
-                self.note(ended).await;
-            }
-        };
-        tokio::join!(read, note);
-        if self.hub.config.calls.notes {
-            self.sum_up().await;
-        }
-    }
-
-    async fn read(&self, Ended { turn, party, sound, .. }: &Ended) {
-        let words = async {
-            let mut words = Words::begin(&*self.hub.engine, self.sessions[*party], self.tenant, sound)?;
-            let mut text = String::new();
-            while let Some(piece) = words.next().await? {
-                text.push_str(&piece);
-            }
-            Ok::<_, EngineError>(text)
-        };
-        match words.await {
-            Ok(words) => {
-                let mut words = words.trim().to_owned();
-                if self.hub.config.calls.redact {
-                    words = words.chars().map(|c| if c.is_numeric() { '•' } else { c }).collect();
-                }
-                lock(&self.record.inner).call.set_words(*turn, words.clone());
-                self.record.tell_turn(*turn);
-                self.hub.see_turn(&self.record, *turn, &Sign::Words(&words));
-            }
-            Err(error) => self.skip("words", &error),
-        }
-    }
-
-    fn skip(&self, what: &str, error: &EngineError) {
-        tracing::warn!(call = %self.record.id, %error, "a turn goes without its {what}");
-        lock(&self.record.inner).skipped += 1;
-    }
-
-    fn mind(&self) -> Mind {
-        let session = *self.sessions.last().expect("the mind has a session");
-        Mind { engine: self.hub.engine.clone(), session, tenant: self.tenant, config: self.hub.config.clone() }
-    }
-
-    async fn note(&self, Ended { turn, party, sound, .. }: Ended) {
-        let (before, name) = {
-            let inner = lock(&self.record.inner);
-            (inner.call.said(Some(turn)), inner.call.names()[party].clone())
-        };
-        match self.mind().note(&before, &name, sound).await {
-            Ok(note) => {
-                lock(&self.record.inner).call.set_note(turn, note.clone());
-                self.record.tell_turn(turn);
-                self.hub.see_turn(&self.record, turn, &Sign::Note(&note));
-            }
-            Err(error) => self.skip("note", &error),
-        }
-    }
-
-    async fn sum_up(&self) {
-        let said = lock(&self.record.inner).call.said(None);
-        if said.is_empty() {
-            return;
-        }
-        match self.mind().summary(&said).await {
-            Ok(summary) => lock(&self.record.inner).summary = Some(summary),
-            Err(error) => self.skip("summary", &error),
         }
     }
 }

@@ -4,14 +4,16 @@
 //!  samples of each party -> its ear -> turns, measured from the signal ─┬─> words ─┬─> report, events, alerts
 //!                                      (two at once are two turns)      └─> note  ─┘
 //! ```
-//! [`Call`] is a machine without clock and engine: samples in, turns out, and a [`Report`] at any time. `live` runs it: it has each turn's words read and
-//! its note written, in bounded queues, and tells whoever watches.
+//! [`Call`] is a machine without clock and engine: samples in, turns out, and a [`Report`] at any time. `live` runs it: it has each turn's words read, of a
+//! phone line while they are spoken, and its note written (`work`), in bounded queues, and tells whoever watches.
 
 pub mod live;
 pub mod measure;
 pub mod note;
 pub mod report;
 pub mod rules;
+mod spoken;
+mod work;
 
 use std::sync::Arc;
 
@@ -117,6 +119,12 @@ impl Call {
     /// Whether this party is speaking now.
     pub fn speaks(&self, party: usize) -> bool {
         self.length.is_none() && self.lines.get(party).is_some_and(|line| line.ear.in_turn())
+    }
+
+    /// What this party is saying: where that begins, samples into the call, and what surely belongs to it so far.
+    fn saying(&self, party: usize) -> Option<(u64, &[f32])> {
+        let line = self.lines.get(party).filter(|_| self.speaks(party))?;
+        Some((line.start, line.ear.certain()))
     }
 
     /// The parties' names.
