@@ -603,6 +603,16 @@ impl Config {
         if !(c.webhook.is_empty() || c.webhook.starts_with("http://") || c.webhook.starts_with("https://")) {
             return unfit("calls.webhook", "must be an http:// or https:// address, or empty");
         }
+        let j = &self.journal;
+        if c.record && !j.enabled {
+            return unfit("calls.record", "needs journal.enabled = true: the sound lies beside the journal");
+        }
+        if c.record && (c.redact || !j.words || !j.redact.is_empty()) {
+            return unfit(
+                "calls.record",
+                "cannot go with calls.redact, journal.redact or journal.words = false: sound cannot be blotted out",
+            );
+        }
         if c.alerts.iter().any(|rule| rule.name.is_empty() || !rule.has_condition()) {
             return unfit("calls.alerts", "each need a name and at least one condition");
         }

@@ -92,7 +92,7 @@ class CallTurn extends HTMLElement {
   }
 }
 
-/** Emits `save` ("json" or "csv"), `forget`, and `sound` (a File to listen to). */
+/** Emits `save` ("json", "csv" or "ogg"), `forget`, and `sound` (a File to listen to). */
 class HearkenCall extends HTMLElement {
   #id = null;
   #call = null;
@@ -102,6 +102,8 @@ class HearkenCall extends HTMLElement {
   #title = element("h2", "call-title");
   #about = element("p", "hint");
   #live = element("p", "live-line");
+  #recorded = element("p", "recorded");
+  #saveSound = button("Sound", "small", () => this.#tell("save", "ogg"));
   #delete = button("Delete", "small", () => this.#tell("forget"));
   #summary = element("p", "summary");
   #alerts = element("ul", "alerts");
@@ -111,10 +113,12 @@ class HearkenCall extends HTMLElement {
   #timeline = document.createElement("hearken-timeline");
   #audio = document.createElement("audio");
   #nosound = element("p", "hint nosound");
+  #whynot = element("span");
   #file = document.createElement("input");
   #turns = element("ol", "turns");
   #sections = {};
   #frame = 0;
+  #why = "";
 
   connectedCallback() {
     if (this.#title.isConnected) return;
@@ -134,21 +138,21 @@ class HearkenCall extends HTMLElement {
       this.#file.value = "";
     };
     this.#nosound.append(
-      "The sound is not here: the server keeps none.",
+      this.#whynot,
       element("span", "has-file", " To listen along, ", button("choose the file again", "link", () => this.#file.click()), "."),
       this.#file,
     );
     const section = (key, title, ...children) => (this.#sections[key] = element("section", key, element("h3", "", title), ...children));
     const back = element("a", "back", "‹ All calls");
     back.href = "#";
-    const saving = element("div", "save", "Save as", button("JSON", "small", () => this.#tell("save", "json")), button("CSV", "small", () => this.#tell("save", "csv")), this.#delete);
+    const saving = element("div", "save", "Save as", button("JSON", "small", () => this.#tell("save", "json")), button("CSV", "small", () => this.#tell("save", "csv")), this.#saveSound, this.#delete);
     saving.setAttribute("role", "group");
     saving.setAttribute("aria-label", "This call");
     const scroller = element("div", "figures-scroll", this.#table);
     this.append(
       back,
       element("header", "call-head", element("div", "", this.#title, this.#about), saving),
-      this.#live,
+      element("div", "lines", this.#live, this.#recorded),
       section("sum", "Summary", this.#summary),
       section("warned", "Alerts", this.#alerts),
       section("time-section", "Timeline", this.#timeline, this.#audio, this.#nosound),
@@ -158,6 +162,7 @@ class HearkenCall extends HTMLElement {
     this.addEventListener("place", ({ detail }) => this.#go(detail.seconds, detail.play));
     this.#timeline.addEventListener("toggle", () => (this.#audio.paused ? this.#play() : this.#audio.pause()));
     this.#timeline.addEventListener("place", ({ detail }) => this.#go(detail.seconds, detail.play));
+    this.#audio.addEventListener("error", () => this.#audio.hasAttribute("src") && this.#silent("The sound cannot be played here."));
     for (const type of ["play", "seeked", "pause"]) this.#audio.addEventListener(type, () => this.#follow());
   }
 
@@ -169,13 +174,29 @@ class HearkenCall extends HTMLElement {
     this.#title.focus();
   }
 
-  /** An object URL of the call's sound, or null. */
+  /** An address of the call's sound, or null. */
   set sound(url) {
-    const has = url !== null;
-    this.#audio.hidden = !has;
-    this.#nosound.hidden = has;
-    if (has) this.#audio.src = url;
-    else this.#audio.removeAttribute("src");
+    if (url === null) {
+      this.#audio.removeAttribute("src");
+      return this.#silent();
+    }
+    this.#audio.hidden = false;
+    this.#nosound.hidden = true;
+    this.#audio.src = url;
+  }
+
+  /** There is no sound, and why. */
+  #silent(why = "") {
+    this.#audio.hidden = true;
+    this.#nosound.hidden = false;
+    this.#why = why;
+    this.#explain();
+  }
+
+  #explain() {
+    const { recorded, state } = this.#call ?? {};
+    const kept = state === "live" ? "The sound can be heard here when the call is over." : "The sound is being brought.";
+    setText(this.#whynot, this.#why || (recorded ? kept : "The sound is not here: the server keeps none."));
   }
 
   /** A call as /v1/calls/{id} tells it, or as events have brought it up to date. */
@@ -201,6 +222,10 @@ class HearkenCall extends HTMLElement {
     this.#live.dataset.state = speaking.length ? "hearing" : "listening";
     setText(this.#live, speaking.length ? `${speaking.join(" and ")} ${speaking.length > 1 ? "are" : "is"} speaking` : call.source === "file" ? progress(call.turns) : "The line is open, nobody speaks");
     this.#delete.hidden = !isOver;
+    this.#recorded.hidden = !call.recorded;
+    setText(this.#recorded, isOver ? "This call was recorded: its sound is kept as long as the call." : "This call is recorded.");
+    this.#saveSound.hidden = !(isOver && call.recorded);
+    this.#explain();
     this.#nosound.querySelector(".has-file").hidden = call.source !== "file";
     this.#sections.sum.hidden = !call.summary;
     setText(this.#summary, call.summary ?? "");

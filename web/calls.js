@@ -86,6 +86,7 @@ function showList() {
       const facts = [when(each.created * 1000), seconds(each.seconds * 1000), each.turns === 1 ? "1 turn" : `${each.turns} turns`];
       const line = element("small", "", facts.join(", "));
       if (each.state === "live") line.prepend(element("b", "live", each.source === "file" ? "being heard" : "live"), " ");
+      if (each.recorded) line.append(" ", element("b", "recorded", "recorded"));
       if (each.alerts) line.append(" ", element("b", "warn", each.alerts === 1 ? "1 alert" : `${each.alerts} alerts`));
       link.append(line);
       return element("li", "", link);
@@ -101,7 +102,7 @@ function showPromise() {
   const { recording, hours, kept, redact, journal, words, notes, alerts, webhook } = settings;
   const days = hours >= 48 ? `${Math.round(hours / 24)} days` : `${hours} hours`;
   const facts = [
-    ["Recording", recording ? "on: the sound is kept" : "off: the sound is heard and not kept"],
+    ["Recording", recording ? "on: the sound of each call is kept as long as its words, and deleted with them" : "off: the sound is heard and not kept"],
     ["Words and figures", `${hours ? `kept for ${days}` : "kept until you delete them"}, ${kept} calls at most${journal ? "" : ", gone when the server ends"}`],
     ["Digits", redact ? "blotted out" : "kept as they were said"],
     ...(words ? [] : [["Words on disk", "none: times and counts alone"]]),
@@ -162,8 +163,29 @@ function gone(id) {
 function reveal() {
   at("welcome").hidden = true;
   call.hidden = false;
-  call.sound = sounds.get(shown.id) ?? null;
   call.focus();
+}
+
+/** Where the sound of the call that is shown is: in this tab if it came from here, else at the server once the call is over. */
+let sounding = null;
+async function sound() {
+  const { id } = shown;
+  const known = sounds.get(id);
+  const wanted = known ?? (shown.recorded && shown.state === "ended" ? `v1/calls/${encodeURIComponent(id)}/sound` : null);
+  if (sounding?.id === id && sounding.wanted === wanted) return;
+  sounding = { id, wanted };
+  call.sound = null;
+  // A player sends no token: then all of it is brought first.
+  const url = !known && wanted && token ? await whole(id, wanted) : wanted;
+  if (shown?.id === id && sounding.wanted === wanted) call.sound = url;
+}
+
+async function whole(id, path) {
+  const answer = await ask(path).catch(() => null);
+  if (!answer?.ok) return null;
+  const url = URL.createObjectURL(await answer.blob());
+  sounds.set(id, url);
+  return url;
 }
 
 function take(event) {
@@ -189,6 +211,7 @@ function take(event) {
   }
   heardAt = performance.now();
   draw();
+  void sound();
 }
 
 // A phone call goes on while nothing is told of it.
@@ -210,8 +233,9 @@ function draw() {
   });
 }
 
+const PATHS = { json: "", csv: "?format=csv", ogg: "/sound" };
 call.addEventListener("save", async ({ detail: form }) => {
-  const path = `v1/calls/${shown.id}${form === "csv" ? "?format=csv" : ""}`;
+  const path = `v1/calls/${shown.id}${PATHS[form]}`;
   if (!(await download(ask, path, `hearken-${shown.id}.${form}`).catch(() => false))) notice("The call cannot be had now.");
 });
 call.addEventListener("forget", async () => {
@@ -228,7 +252,7 @@ call.addEventListener("forget", async () => {
 });
 call.addEventListener("sound", ({ detail: file }) => {
   sounds.set(shown.id, URL.createObjectURL(file));
-  call.sound = sounds.get(shown.id);
+  void sound();
 });
 
 // ---- A file ----

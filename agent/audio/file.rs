@@ -6,6 +6,7 @@
 use std::io::{Read, Seek};
 use std::path::Path;
 
+use opus::MSDecoder;
 use symphonia::core::codecs::audio::{AudioDecoder, AudioDecoderOptions, well_known::CODEC_ID_OPUS};
 use symphonia::core::errors::Error as Symphonia;
 use symphonia::core::formats::probe::Hint;
@@ -14,7 +15,7 @@ use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::meta::MetadataOptions;
 use symphonia::core::packet::Packet;
 
-use super::opus::OpusDecoder;
+use super::opus::{LONGEST, OpusDecoder};
 use super::resample::Resampler;
 use super::{AudioError, RATE, samples};
 
@@ -35,7 +36,7 @@ pub enum FileError {
     #[error("there is no sound in it")]
     Empty,
     /// Two channels were wanted.
-    #[error("a file of two channels is needed, one for each party, in wav, flac, mp3 or Ogg Vorbis")]
+    #[error("a file of two channels is needed, one for each party")]
     NotTwo,
     /// Longer than allowed.
     #[error("it is longer than {limit_seconds} s")]
@@ -120,12 +121,14 @@ fn decode<S: MediaSource + Read + Seek + 'static>(
     let out = vec![Vec::new(); lanes];
     let mut sink = Sink { listener, out, given: 0, is_wanted: true, resamplers: None, limit, limit_seconds };
     if params.codec == CODEC_ID_OPUS {
-        // Its decoder mixes down.
-        if lanes > 1 {
-            return Err(FileError::NotTwo);
-        }
         let pre_skip = track.delay.unwrap_or(0) as usize;
-        opus(&mut *format, id, pre_skip, &mut sink)?;
+        let head = params.extra_data.clone().unwrap_or_default();
+        // The decoder of one lane mixes down.
+        if lanes == 1 {
+            opus(&mut *format, id, pre_skip, &mut sink)?
+        } else {
+            opus_lanes(&mut *format, id, &head, &mut sink)?
+        }
     } else {
         let decoder = symphonia::default::get_codecs()
             .make_audio_decoder(params, &AudioDecoderOptions::default())
@@ -194,6 +197,48 @@ fn opus(format: &mut dyn FormatReader, id: u32, pre_skip: usize, sink: &mut Sink
         skip -= cut;
         let end = heard.len().saturating_sub(packet.trim_end.get() as usize / 3).max(cut);
         sink.push(RATE, &[&heard[cut..end]])?;
+    }
+    Ok(())
+}
+
+/// As [`opus`], lane by lane, by the identification header.
+fn opus_lanes(format: &mut dyn FormatReader, id: u32, head: &[u8], sink: &mut Sink<'_>) -> Result<(), FileError> {
+    let lanes = sink.out.len();
+    // RFC 7845, 5.1: the channels, the samples to be skipped, and which streams make up the channels.
+    let (channels, mapping) = (head.get(9).copied().unwrap_or(0), head.get(18).copied().unwrap_or(0));
+    if usize::from(channels) != lanes {
+        return Err(FileError::NotTwo);
+    }
+    let broken = |what: &str| FileError::Broken(what.to_owned());
+    let (streams, coupled, places) = match (mapping, head.get(19..)) {
+        // Left and right, coded together.
+        (0, _) => (1, 1, &[0, 1][..]),
+        (_, Some([streams, coupled, places @ ..])) => (*streams, *coupled, places),
+        _ => return Err(broken("the Opus header is too short")),
+    };
+    let places = places.get(..lanes).ok_or_else(|| broken("the Opus header is too short"))?;
+    let mut decoder = MSDecoder::new(RATE, streams, coupled, places).map_err(|e| broken(e.code().description()))?;
+    let pre_skip = head.get(10..12).map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
+    let mut skip = usize::from(pre_skip) / 3;
+    let mut buffer = vec![0.0; lanes * LONGEST];
+    let mut heard = vec![Vec::new(); lanes];
+    let mut usual = 0;
+    while let Some(packet) = next(format, id)?.filter(|_| sink.is_wanted) {
+        // A packet that cannot be decoded is a hole as long as the one before it.
+        let decoded =
+            if packet.data.is_empty() { None } else { decoder.decode_float(&packet.data, &mut buffer, false).ok() };
+        match decoded {
+            Some(n) => usual = n,
+            None => buffer[..usual * lanes].fill(0.0),
+        }
+        let cut = skip.min(usual);
+        skip -= cut;
+        let end = usual.saturating_sub(packet.trim_end.get() as usize / 3).max(cut);
+        for (n, lane) in heard.iter_mut().enumerate() {
+            lane.clear();
+            lane.extend(buffer[cut * lanes..end * lanes].iter().skip(n).step_by(lanes));
+        }
+        sink.push(RATE, &heard)?;
     }
     Ok(())
 }

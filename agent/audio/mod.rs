@@ -6,6 +6,7 @@ pub mod file;
 pub mod g711;
 pub mod intake;
 pub mod jitter;
+pub mod ogg;
 pub mod opus;
 pub mod resample;
 pub mod ring;

@@ -5,7 +5,7 @@ use opus::{Channels, Decoder};
 use super::{AudioError, RATE};
 
 /// The longest packet that Opus has, 120 ms, in samples at [`RATE`].
-const LONGEST: usize = RATE as usize * 120 / 1000;
+pub(super) const LONGEST: usize = RATE as usize * 120 / 1000;
 /// Concealment without a known duration makes up one usual packet, 20 ms.
 const USUAL: usize = RATE as usize * 20 / 1000;
 

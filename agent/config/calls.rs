@@ -10,6 +10,8 @@ pub struct Calls {
     pub kept: usize,
     /// Hours after which an ended call is forgotten and deleted from the journal; 0: never.
     pub hours: f32,
+    /// Whether the sound of calls is kept, beside the journal and as long as the call.
+    pub record: bool,
     /// The longest call, seconds.
     pub max_seconds: f32,
     /// Whether the model writes a note on each turn and a summary at the end.
@@ -27,6 +29,7 @@ impl Default for Calls {
         Self {
             kept: 256,
             hours: 720.0,
+            record: false,
             max_seconds: 14_400.0,
             notes: true,
             redact: false,

@@ -1,5 +1,7 @@
 //! Calls of phone lines and files: each part as it becomes known, the newest of each standing for those before it.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::{Connection, Transaction};
@@ -10,6 +12,9 @@ use tokio::sync::oneshot;
 use super::writer::Record;
 use super::{Journal, JournalError, now};
 use crate::engine::Tenant;
+
+/// How the names of sound files end.
+const SOUND: &str = "ogg";
 
 /// What is done once a part is safe, or cannot be made so.
 pub(super) type Then = Box<dyn FnOnce() + Send>;
@@ -58,7 +63,12 @@ impl Journal {
         self.put_then(Record::Call(CallRecord::Part { id: id.clone(), kind, number, at: now(), part }), then);
     }
 
-    /// Deletes a call for good; told when it is gone.
+    /// Where the sound of a call is, if it is kept.
+    pub fn sound(&self, id: &str) -> PathBuf {
+        sound(&self.shared.sounds, id)
+    }
+
+    /// Deletes a call and its sound for good; told when they are gone.
     pub fn forget_call(&self, id: &str) -> oneshot::Receiver<()> {
         let (done, gone) = oneshot::channel();
         self.put(Record::ForgetCall { id: id.to_owned(), done });
@@ -117,7 +127,39 @@ pub(super) fn write(transaction: &Transaction<'_>, record: &CallRecord) -> Resul
     Ok(())
 }
 
-pub(super) fn forget(connection: &Connection, id: &str) -> Result<(), rusqlite::Error> {
+fn sound(folder: &Path, id: &str) -> PathBuf {
+    folder.join(id).with_extension(SOUND)
+}
+
+/// Deletes the sound of calls that are not there any more.
+pub(super) fn tidy(connection: &Connection, sounds: &Path) -> Result<(), JournalError> {
+    let failed = |source| JournalError::Open { path: sounds.to_owned(), source };
+    let files = match std::fs::read_dir(sounds) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        files => files.map_err(failed)?,
+    };
+    let mut known = connection.prepare("SELECT 1 FROM calls WHERE id = ?1")?;
+    for file in files {
+        let path = file.map_err(failed)?.path();
+        let is_sound = path.extension().is_some_and(|extension| extension == SOUND);
+        let id = path.file_stem().filter(|_| is_sound).and_then(|name| name.to_str());
+        if let Some(id) = id
+            && !known.exists([id])?
+        {
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn forget(connection: &Connection, sounds: &Path, id: &str) -> Result<(), rusqlite::Error> {
+    // First, so that no sound is left without its call.
+    match std::fs::remove_file(sound(sounds, id)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!(%error, call = id, "the sound of a call could not be deleted");
+        }
+        _ => {}
+    }
     connection.execute("DELETE FROM calls WHERE id = ?1", [id])?;
     // The log holds it until it is taken over.
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))

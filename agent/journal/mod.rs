@@ -8,7 +8,8 @@
 //! client was told survives the end of this process by any signal. A power cut may cost the last moments, and never the file. Nobody waits
 //! for the journal: a queue that is full or a disk that fails costs the record, counted (`hearken_journal_lost_total`), and not the conversation.
 //!
-//! A call of a phone line or a file is its parts (`calls`), each kept as it becomes known.
+//! A call of a phone line or a file is its parts (`calls`), each kept as it becomes known. Its sound, where that is kept, is a file beside this one, which
+//! goes when the call goes.
 //!
 //! A conversation is its events; everything else is read out of them: [`Past`](crate::protocol::openai::Past) for a session to go on with,
 //! [`Story`] for people.
@@ -90,6 +91,8 @@ struct Shared {
     reader: Mutex<rusqlite::Connection>,
     seal: [u8; 32],
     keep: Keep,
+    /// The folder of what calls sounded like.
+    sounds: PathBuf,
     metrics: Arc<Metrics>,
 }
 
@@ -144,9 +147,12 @@ impl Journal {
         let seal = schema::seal(&connection)?;
         schema::sweep(&mut connection, config.retention_days, now())?;
         let reader = schema::reader(path)?;
+        let sounds = path.with_extension("sounds");
+        calls::tidy(&connection, &sounds)?;
         let (queue, records) = mpsc::channel(QUEUE);
-        writer::start(connection, records, metrics.clone(), config.retention_days);
-        Ok(Self { shared: Arc::new(Shared { queue, reader: Mutex::new(reader), seal, keep, metrics }) })
+        writer::start(connection, records, metrics.clone(), config.retention_days, sounds.clone());
+        let reader = Mutex::new(reader);
+        Ok(Self { shared: Arc::new(Shared { queue, reader, seal, keep, sounds, metrics }) })
     }
 
     /// Begins a conversation, or goes on with one of that name.

@@ -1,5 +1,6 @@
 //! The one thread that writes: whatever waits goes into one transaction.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -49,7 +50,13 @@ pub(super) enum Record {
 }
 
 /// Starts the thread. It ends when the last [`Journal`](super::Journal) is dropped.
-pub(super) fn start(mut connection: Connection, mut records: mpsc::Receiver<Record>, metrics: Arc<Metrics>, days: u32) {
+pub(super) fn start(
+    mut connection: Connection,
+    mut records: mpsc::Receiver<Record>,
+    metrics: Arc<Metrics>,
+    days: u32,
+    sounds: PathBuf,
+) {
     let work = move || {
         let mut batch = Vec::with_capacity(BATCH);
         let (mut swept, mut is_failing) = (now(), false);
@@ -78,7 +85,7 @@ pub(super) fn start(mut connection: Connection, mut records: mpsc::Receiver<Reco
                     Record::Delete { id, tenant, done } => drop(done.send(delete(&connection, &id, tenant))),
                     Record::Then(_, then) => then(),
                     Record::ForgetCall { id, done } => {
-                        if let Err(error) = calls::forget(&connection, &id) {
+                        if let Err(error) = calls::forget(&connection, &sounds, &id) {
                             tracing::error!(%error, "a call could not be deleted from the journal");
                         }
                         let _ = done.send(());

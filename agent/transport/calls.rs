@@ -115,8 +115,7 @@ fn settings(config: &Config) -> Value {
     let calls = &config.calls;
     let alerts: Vec<&str> = calls.alerts.iter().map(|rule| rule.name.as_str()).collect();
     json!({
-        // There is no recording: nothing here writes sound down.
-        "recording": false,
+        "recording": calls.record,
         "kept": calls.kept, "hours": calls.hours, "redact": calls.redact, "notes": calls.notes,
         "journal": config.journal.enabled, "words": config.journal.words || !config.journal.enabled,
         "alerts": alerts, "webhook": !calls.webhook.is_empty(),
@@ -130,7 +129,7 @@ pub(super) async fn tidy(hub: Arc<Hub>, mut ending: watch::Receiver<bool>) {
     }
 }
 
-fn find(app: &App, access: &Access, id: &str) -> Result<Arc<Record>, Refused> {
+pub(super) fn find(app: &App, access: &Access, id: &str) -> Result<Arc<Record>, Refused> {
     app.hub.find(access.tenant, id).ok_or_else(|| {
         Refused::new(StatusCode::NOT_FOUND, ErrorBody::invalid("call_not_found", "There is no such call."))
     })

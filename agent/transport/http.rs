@@ -10,7 +10,9 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::{App, assets, auth, calls, chat, conversations, secrets, telephony, transcriptions, webrtc, websocket};
+use super::{
+    App, assets, auth, calls, chat, conversations, secrets, sound, telephony, transcriptions, webrtc, websocket,
+};
 use crate::protocol::openai::ErrorBody;
 
 /// Describes every route to programs; tests hold the two together.
@@ -30,6 +32,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/v1/calls", get(calls::list).post(calls::create)),
         ("/v1/calls/{call}", get(calls::show).delete(calls::forget)),
         ("/v1/calls/{call}/events", get(calls::watch)),
+        ("/v1/calls/{call}/sound", get(sound::play)),
         ("/v1/realtime", get(websocket::upgrade)),
         ("/v1/realtime/client_secrets", secrets::route()),
         ("/v1/conversations", get(conversations::list)),

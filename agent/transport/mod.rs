@@ -12,6 +12,7 @@ mod line;
 mod listen;
 mod live;
 mod secrets;
+mod sound;
 mod task;
 mod telephony;
 mod transcriptions;

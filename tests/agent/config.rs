@@ -47,12 +47,17 @@ fn complaints_name_their_key() {
         ("[voice]\nmax_segment_seconds = 30.0", "voice.max_segment_seconds"),
         ("[limits]\nring_seconds = inf", "limits.ring_seconds"),
         ("[webrtc]\nlisten_tcp = \"127.0.0.1:8080\"", "webrtc.listen_tcp"),
+        ("[calls]\nrecord = true\n[journal]\nenabled = false", "calls.record"),
+        ("[calls]\nrecord = true\nredact = true", "calls.record"),
+        ("[calls]\nrecord = true\n[journal]\nwords = false", "calls.record"),
+        ("[calls]\nrecord = true\n[journal]\nredact = ['\\d']", "calls.record"),
         ("[server\n", "my.toml"),
     ] {
         let error = load(file).unwrap_err();
         assert!(error.contains(key), "{file:?} gives {error:?}");
     }
     assert!(load("[server]\nlisten = \"0.0.0.0:80\"\nallow_anonymous = true").is_ok());
+    assert!(load("[calls]\nrecord = true").is_ok());
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod load;
 mod network;
 mod phone;
 mod realtime;
+mod recording;
 mod relay;
 mod semantic;
 mod session;

@@ -13,12 +13,12 @@ use crate::harness::{Opened, Server, config, noise_f32, serve, soon, syllables};
 use crate::journal::kept;
 
 /// Twilio's end of a media stream.
-struct Phone {
+pub struct Phone {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
 impl Phone {
-    async fn dial(server: &Server) -> Self {
+    pub async fn dial(server: &Server) -> Self {
         let url = format!("ws://{}/v1/telephony/twilio", server.address);
         let (socket, _) = soon("the handshake", tokio_tungstenite::connect_async(url)).await.unwrap();
         Self { socket }
@@ -28,7 +28,7 @@ impl Phone {
         self.socket.send(Message::text(message.to_string())).await.unwrap();
     }
 
-    async fn start(&mut self, tracks: &[&str], parameters: Value) {
+    pub async fn start(&mut self, tracks: &[&str], parameters: Value) {
         self.send(json!({"event": "connected", "protocol": "Call", "version": "1.0.0"})).await;
         let format = json!({"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1});
         let start = json!({"accountSid": "AC1", "streamSid": "MZ1", "callSid": "CA1", "tracks": tracks,
@@ -62,7 +62,7 @@ impl Phone {
 }
 
 /// µ-law from samples at 16 kHz, every second of them: noise needs no filter.
-fn line(samples: &[f32]) -> Vec<u8> {
+pub fn line(samples: &[f32]) -> Vec<u8> {
     samples.iter().step_by(2).map(|x| ulaw((x * 32_767.0) as i32)).collect()
 }
 
@@ -159,7 +159,7 @@ async fn two_tracks_are_two_ears_and_one_conversation() {
 }
 
 /// Both tracks, from a chunk on; the next chunk's number.
-async fn both(phone: &mut Phone, first: usize, inbound: &[u8], outbound: &[u8]) -> usize {
+pub async fn both(phone: &mut Phone, first: usize, inbound: &[u8], outbound: &[u8]) -> usize {
     let chunks = inbound.chunks(160).zip(outbound.chunks(160));
     for (n, (mine, theirs)) in chunks.clone().enumerate() {
         phone.media("inbound", first + n, mine).await;

@@ -185,6 +185,112 @@ function ulaw(sample) {
   return ~((sample < 0 ? 0x80 : 0) | (exponent << 4) | ((magnitude >> (exponent + 3)) & 15)) & 0xff;
 }
 
+describe("a recorded call", () => {
+  let recorder;
+  const begin = async (more = "") => {
+    writeFileSync(out("recorded.toml"), `[calls]\nrecord = true\nnotes = false\n${more}`);
+    recorder = await startServer({ own: true, options: ["--config", out("recorded.toml")] });
+  };
+  after(() => recorder?.stop());
+  const playsAt = (page, least) => page.waitForFunction((least) => {
+    const { paused, currentTime, error } = document.querySelector("hearken-call audio");
+    if (error) throw new Error(error.message);
+    return !paused && currentTime > least;
+  }, least);
+
+  it("says so, and is listened to from the server, each party on a side, until it is deleted", async () => {
+    await begin();
+    const { page, context, seen } = await openPage(browser, recorder.url, { path: "calls", acceptDownloads: true });
+    const answers = [];
+    page.on("response", (answer) => answer.url().endsWith("/sound") && answers.push([answer.status(), answer.headers()["content-range"]]));
+    await page.getByText("on: the sound of each call is kept as long as its words").waitFor();
+    await choose(page, callFile);
+    await page.getByText("This call is recorded.").waitFor();
+    await page.screenshot({ path: out("calls-recorded-live.png") });
+    await accessible(page, "calls, one that is being recorded");
+    await over(page);
+    await page.getByText("This call was recorded").waitFor();
+    assert.match(await page.getByRole("link", { name: /customer and agent/ }).textContent(), /recorded/);
+    // The file that was chosen is in no hand any more.
+    await page.reload();
+    await page.locator("hearken-call audio").waitFor();
+    const last = callScript.at(-1);
+    const length = await page.waitForFunction(() => document.querySelector("hearken-call audio").duration || false);
+    assert.ok(Math.abs((await length.jsonValue()) - Number(await place(page).getAttribute("aria-valuemax"))) < 0.2, "as long as the call");
+    await page.getByRole("button", { name: /^Go to 0:3/ }).first().click();
+    await playsAt(page, 29.5);
+    const { width } = await page.locator(".track").boundingBox();
+    await page.locator(".track").click({ position: { x: width * 0.9, y: 60 } });
+    await playsAt(page, last.end * 0.85);
+    await place(page).press("Space");
+    assert.ok(answers.some(([status, range]) => status === 206 && /^bytes \d+-\d+\/\d+$/.test(range)), JSON.stringify(answers));
+    // Left is the customer and right the agent, and neither is heard in the other.
+    const loud = await page.evaluate(async (script) => {
+      const answer = await fetch(`v1/calls/${location.hash.slice(1)}/sound`);
+      const sound = await new OfflineAudioContext(2, 1, 48_000).decodeAudioData(await answer.arrayBuffer());
+      const power = (channel, { start, end }) => {
+        const part = sound.getChannelData(channel).subarray(start * 48_000, end * 48_000);
+        return 10 * Math.log10(part.reduce((sum, x) => sum + x * x, 1e-9) / part.length);
+      };
+      const alone = script.filter((line) => !script.some((other) => other !== line && other.start < line.end && line.start < other.end));
+      return alone.map((line) => [sound.numberOfChannels, power(line.party, line) - power(1 - line.party, line)]);
+    }, callScript);
+    assert.ok(loud.length > 3 && loud.every(([channels, apart]) => channels === 2 && apart > 25), JSON.stringify(loud));
+    const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "Sound", exact: true }).press("Enter")]);
+    assert.match(download.suggestedFilename(), /^hearken-call_.*\.ogg$/);
+    assert.equal(readFileSync(await download.path()).subarray(0, 4).toString(), "OggS");
+    await page.screenshot({ path: out("calls-recorded.png") });
+    await accessible(page, "calls, a recorded one");
+
+    await page.setViewportSize({ width: 390, height: 780 });
+    await page.screenshot({ path: out("calls-recorded-phone.png") });
+    await fits(page);
+    await accessible(page, "calls on a phone, a recorded one");
+    const address = `${recorder.url}v1/calls/${new URL(page.url()).hash.slice(1)}/sound`;
+    page.once("dialog", (dialog) => dialog.accept());
+    await page.getByRole("button", { name: "Delete" }).click();
+    await page.getByText("None yet.").waitFor();
+    assert.equal((await fetch(address)).status, 404);
+    blameless(seen);
+    await context.close();
+    await recorder.stop();
+  });
+
+  it("is listened to where the server asks for a token, too", async () => {
+    await begin('[server]\napi_tokens = ["open"]\n');
+    const { page, context, seen } = await openPage(browser, recorder.url, { path: "calls" });
+    await page.getByLabel("This server asks for a token").fill("open");
+    await page.getByRole("button", { name: "Enter" }).click();
+    await page.locator("#state").filter({ hasText: "No call now" }).waitFor();
+    await choose(page, stereoQuestion());
+    await turns(page).first().waitFor({ timeout: TURN });
+    await over(page);
+    await page.reload();
+    await page.locator("hearken-call audio").waitFor();
+    await page.getByRole("button", { name: /^Go to 0:0/ }).first().click();
+    await playsAt(page, 0.3);
+    blameless({ ...seen, complaints: seen.complaints.filter((text) => !/status of 401/.test(text)) });
+    await context.close();
+  });
+});
+
+/** The question on the left, and nobody on the right. */
+function stereoQuestion() {
+  const wav = readFileSync(questionFile);
+  const start = wav.indexOf("data", 12, "latin1") + 8;
+  const frames = (wav.length - start) >> 1;
+  const two = Buffer.alloc(start + frames * 4 + 4 * 32_000);
+  wav.copy(two, 0, 0, start);
+  two.writeUInt32LE(two.length - 8, 4);
+  two.writeUInt16LE(2, 22);
+  two.writeUInt32LE(64_000, 28);
+  two.writeUInt16LE(4, 32);
+  two.writeUInt32LE(two.length - start, start - 4);
+  for (let i = 0; i < frames; i++) two.writeInt16LE(wav.readInt16LE(start + 2 * i), start + 4 * i);
+  writeFileSync(out("stereo.wav"), two);
+  return out("stereo.wav");
+}
+
 /** The question as 20 ms chunks of a phone line, with silence around it. */
 function line(before, after) {
   const wav = readFileSync(questionFile);

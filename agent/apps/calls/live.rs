@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,6 +18,7 @@ use tokio::sync::{broadcast, mpsc};
 use super::report::Line;
 use super::rules::{Alert, Sign, Watches};
 use super::spoken::{Begun, KeptSaying, Mouth, Saying, Spoken};
+use super::tape::Tape;
 use super::work::Work;
 use super::{Call, Ended, Report, Turn, seconds};
 use crate::config::Config;
@@ -67,6 +69,9 @@ struct Mark {
 struct Head {
     source: String,
     names: Vec<String>,
+    /// Whether its sound is kept.
+    #[serde(default)]
+    recorded: bool,
 }
 
 /// A turn in the journal: two parties may have one name.
@@ -93,6 +98,7 @@ pub struct Record {
     source: String,
     tenant: Tenant,
     began: u64,
+    is_recorded: bool,
     pub(super) inner: Mutex<Inner>,
     events: broadcast::Sender<Told>,
     pub(super) journal: Option<Journal>,
@@ -193,19 +199,30 @@ impl Hub {
             silent: 0.0,
         };
         let (events, _) = broadcast::channel(EVENTS);
-        let (id, source, journal) = (Arc::from(id), source.to_owned(), self.journal.clone());
+        let (id, source, journal): (Arc<str>, _, _) = (Arc::from(id), source.to_owned(), self.journal.clone());
+        let place = journal.as_ref().filter(|_| self.config.calls.record).map(|journal| journal.sound(&id));
+        let tape = place.and_then(|place| {
+            let begun = Tape::begin(&place, inner.call.names().len());
+            begun.inspect_err(|error| tracing::error!(call = %id, %error, "this call is not recorded")).ok()
+        });
+        let (tape, written) = tape.unzip();
+        let is_recorded = tape.is_some();
         if let Some(journal) = &journal {
-            journal.begin_call(&id, tenant, &Head { source: source.clone(), names: inner.call.names().to_vec() });
+            let names = inner.call.names().to_vec();
+            journal.begin_call(&id, tenant, &Head { source: source.clone(), names, recorded: is_recorded });
         }
-        let record = Arc::new(Record { id, source, tenant, began: now(), inner: Mutex::new(inner), events, journal });
+        let (began, inner) = (now(), Mutex::new(inner));
+        let record = Arc::new(Record { id, source, tenant, began, is_recorded, inner, events, journal });
         {
             let mut records = lock(&self.records);
             records.push_back(record.clone());
             self.sweep(&mut records);
         }
         let (turns, queue) = mpsc::channel(TURNS);
-        let work = Work { hub: self.clone(), record: record.clone(), tenant, sessions: sessions.clone(), is_patient };
-        let live = Live { hub: self.clone(), record, sessions, turns, mouths, is_patient, is_over: false };
+        let (hub, heard_by) = (self.clone(), sessions.clone());
+        let work = Work { hub, record: record.clone(), tenant, sessions, written, is_patient };
+        let live =
+            Live { hub: self.clone(), record, sessions: heard_by, turns, mouths, tape, is_patient, is_over: false };
         (live, work.run(queue))
     }
 
@@ -267,8 +284,8 @@ impl Hub {
 impl Record {
     /// One of the journal. A call that was not over when the program ended is over now.
     fn past(kept: KeptCall, config: &Config, journal: Option<Journal>) -> Self {
-        let Head { source, names } =
-            serde_json::from_value(kept.head).unwrap_or(Head { source: "unknown".into(), names: Vec::new() });
+        let unknown = Head { source: "unknown".into(), names: Vec::new(), recorded: false };
+        let Head { source, names, recorded } = serde_json::from_value(kept.head).unwrap_or(unknown);
         let (mut turns, mut alerts, mut marks, mut saying, mut end) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), None);
         for (kind, _, part) in kept.parts {
@@ -312,6 +329,7 @@ impl Record {
             source,
             tenant: kept.tenant,
             began: kept.created_ms as u64 / 1000,
+            is_recorded: recorded,
             inner: Mutex::new(inner),
             events: broadcast::channel(1).0,
             journal,
@@ -326,6 +344,11 @@ impl Record {
     /// Whether all of it is heard, read and noted.
     pub fn is_over(&self) -> bool {
         lock(&self.inner).ended.is_some()
+    }
+
+    /// Where its sound is, if that is kept: Ogg Opus, a channel for each party. While the call goes on it grows.
+    pub fn sound(&self) -> Option<PathBuf> {
+        self.journal.as_ref().filter(|_| self.is_recorded).map(|journal| journal.sound(&self.id))
     }
 
     /// What is known of it.
@@ -362,7 +385,7 @@ impl Record {
         let state = if self.is_over() { "ended" } else { "live" };
         json!({
             "id": *self.id, "object": "call", "source": self.source, "state": state, "created": self.began,
-            "seconds": report.seconds, "parties": report.parties,
+            "seconds": report.seconds, "parties": report.parties, "recorded": self.is_recorded,
         })
     }
 
@@ -445,6 +468,7 @@ pub struct Live {
     turns: mpsc::Sender<Spoken>,
     /// The turns that are being spoken, one for each party.
     mouths: Vec<Option<Mouth>>,
+    tape: Option<Tape>,
     is_patient: bool,
     is_over: bool,
 }
@@ -469,6 +493,9 @@ impl Live {
     }
 
     fn push(&mut self, party: usize, samples: &[f32], pass: Pass) -> bool {
+        if let Some(tape) = &mut self.tape {
+            tape.hear(party, samples, self.is_patient);
+        }
         let record = self.record.clone();
         let mut inner = lock(&record.inner);
         let spoke = inner.call.speaks(party);
@@ -500,8 +527,7 @@ impl Live {
     fn say(&mut self, begun: Begun, said: &[f32], pass: Pass) {
         let party = begun.party;
         if self.mouths[party].is_none() {
-            let (mouth, spoken) =
-                Mouth::open(&*self.hub.engine, self.sessions[party], self.record.tenant, begun);
+            let (mouth, spoken) = Mouth::open(&*self.hub.engine, self.sessions[party], self.record.tenant, begun);
             let mut inner = lock(&self.record.inner);
             inner.saying[party] = Some(Saying::new(inner.call.names()[party].clone(), seconds(begun.start)));
             drop(inner);

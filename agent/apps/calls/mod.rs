@@ -13,6 +13,7 @@ pub mod note;
 pub mod report;
 pub mod rules;
 mod spoken;
+mod tape;
 mod work;
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{StreamExt as _, stream};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Ended;
 use super::live::{END, End, Hub, NOTES, Record, TURNS, lock, now};
@@ -20,6 +20,8 @@ pub(super) struct Work {
     pub(super) record: Arc<Record>,
     pub(super) tenant: Tenant,
     pub(super) sessions: Vec<SessionId>,
+    /// Hears when all of the sound is written, where it is kept.
+    pub(super) written: Option<oneshot::Receiver<()>>,
     pub(super) is_patient: bool,
 }
 
@@ -45,7 +47,8 @@ impl Drop for Work {
 }
 
 impl Work {
-    pub(super) async fn run(self, turns: mpsc::Receiver<Spoken>) {
+    pub(super) async fn run(mut self, turns: mpsc::Receiver<Spoken>) {
+        let written = self.written.take();
         let (notes, mut waiting) = mpsc::channel::<Ended>(NOTES);
         // Parties may speak at once; a file waits until what was said before is read.
         let at_once = if self.is_patient { 1 } else { TURNS };
@@ -70,6 +73,10 @@ impl Work {
         tokio::join!(read, note);
         if self.hub.config.calls.notes {
             self.sum_up().await;
+        }
+        // An error means that nothing more will be.
+        if let Some(written) = written {
+            let _ = written.await;
         }
     }
 
