@@ -20,6 +20,15 @@ function addressOf(base, path, { kind, resume, after }) {
   return url;
 }
 
+/** The STUN and TURN servers of a Link header (RFC 9725, 4.6), as a peer connection takes them. */
+export function iceServers(link) {
+  return [...(link ?? "").matchAll(/<([^>]*)>((?:\s*;\s*[\w-]+="(?:[^"\\]|\\.)*")*)/g)].flatMap(([, urls, rest]) => {
+    const pairs = [...rest.matchAll(/([\w-]+)="((?:[^"\\]|\\.)*)"/g)].map(([, name, value]) => [name, value.replaceAll(/\\(.)/g, "$1")]);
+    const { rel, username, credential } = Object.fromEntries(pairs);
+    return rel === "ice-server" ? [{ urls, ...(username !== undefined && { username, credential }) }] : [];
+  });
+}
+
 /**
  * `options`: {kind, token, resume, after}; `on`: {text(string), closed({code, reason})}.
  */
@@ -110,8 +119,9 @@ export class PeerPipe {
   async #begin() {
     let answer;
     try {
-      await this.#peer.setLocalDescription();
       const url = addressOf(this.#base, "v1/realtime/calls", this.#options);
+      await this.#askTheWay(url);
+      await this.#peer.setLocalDescription();
       const body = this.#peer.localDescription.sdp;
       answer = await this.#fetch(url, { method: "POST", body, headers: { "content-type": "application/sdp" }, signal: this.#request.signal });
       const text = await answer.text();
@@ -124,6 +134,16 @@ export class PeerPipe {
     } catch {
       // No answer: the server is not there. An answer that this browser does not take is of no use.
       answer?.ok ? this.#fail() : this.#end({ code: 1006 });
+    }
+  }
+
+  /** Servers that lead to ours must be known before an offer is made. */
+  async #askTheWay(url) {
+    const { headers } = await this.#fetch(url, { method: "OPTIONS", signal: this.#request.signal });
+    try {
+      this.#peer.setConfiguration({ iceServers: iceServers(headers.get("link")) });
+    } catch {
+      // A server that this browser does not take, TURN without a password for one: it goes without.
     }
   }
 

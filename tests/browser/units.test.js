@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { loadWorklet } from "./support.js";
 import { Conversation } from "../../web/conversation.js";
+import { iceServers } from "../../web/pipes.js";
 import { serverSentEvents } from "../../web/sse.js";
 import { endNote, errorWords, microphoneHelp, seconds } from "../../web/words.js";
 
@@ -18,6 +19,18 @@ function resample(from, to, hertz, blocks = 400) {
   return output;
 }
 const rms = (samples) => Math.sqrt(samples.reduce((sum, x) => sum + x * x, 0) / samples.length);
+
+describe("the servers of a Link header", () => {
+  it("are found among other links, with what they are to be told", () => {
+    const link = '</v1/whip/x/events>; rel="urn:ietf:params:whip:ext:core:server-sent-events", <stun:stun.example>; rel="ice-server", '
+      + '<turn:turn.example:3478?transport=tcp>; rel="ice-server"; username="a, b"; credential="<p\\"w\\\\>"; credential-type="password"';
+    assert.deepEqual(iceServers(link), [
+      { urls: "stun:stun.example" },
+      { urls: "turn:turn.example:3478?transport=tcp", username: "a, b", credential: '<p"w\\>' },
+    ]);
+    for (const nothing of [null, "", "</x>", "hello", '<turn:x>; rel="ice-server']) assert.deepEqual(iceServers(nothing), []);
+  });
+});
 
 describe("the worklet's resampler", () => {
   for (const [from, to] of [[48_000, 24_000], [44_100, 24_000], [44_100, 48_000], [16_000, 48_000], [96_000, 24_000]]) {

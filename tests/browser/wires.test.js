@@ -150,6 +150,33 @@ describe("the wire", () => {
     await other.stop();
   });
 
+  it("is WebRTC by TCP where no UDP passes, and knows the servers that lead to ours", async () => {
+    const turn = { urls: ["turn:127.0.0.1:9?transport=tcp"], username: "u", credential: 'p"w' };
+    const servers = `webrtc.ice_servers=[{ urls = ["${turn.urls}"], username = "u", credential = 'p"w' }]`;
+    const other = await startServer({ own: true, options: ["--set", "webrtc.listen_tcp=127.0.0.1:0", "--set", servers] });
+    const { page, context } = await openPage(browser, other.url, {
+      before: (page) =>
+        page.route("**/v1/realtime/calls?*", async (route) => {
+          const answer = await route.fetch();
+          const body = (await answer.text()).replace(/^a=candidate:.* udp .*\r\n/gm, "");
+          await route.fulfill({ response: answer, body });
+        }),
+    });
+    await wired(page, "WebRTC");
+    await waitState(page, "idle");
+    await say(page, "Say yes.");
+    await finishedReply(page);
+    const [configured, pair] = await page.evaluate(async () => {
+      const all = await window.peer.getStats();
+      const pair = [...all.values()].find((entry) => entry.type === "candidate-pair" && entry.nominated);
+      return [window.peer.getConfiguration().iceServers, [all.get(pair.localCandidateId), all.get(pair.remoteCandidateId)]];
+    });
+    assert.deepEqual(pair.map(({ protocol }) => protocol), ["tcp", "tcp"]);
+    assert.deepEqual(configured, [turn]);
+    await context.close();
+    await other.stop();
+  });
+
   it("changes for a file that is too large for a channel, and the conversation goes on", async () => {
     const { page, context } = await openPage(browser, server.url);
     await wired(page, "WebRTC");
