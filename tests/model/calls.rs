@@ -75,6 +75,28 @@ fn a_call_that_must_be_made_is_of_its_schema_whatever_is_asked() {
         assert!(matches!(events.last(), Some(Event::Done { finish: Finish::Stop, .. })), "{events:?}");
     }
 
+    // A call that the model makes by itself is told on its way as well, and no word of it as text.
+    let said = [
+        "Set a timer for five minutes.",
+        "Start a timer for ten minutes, please.",
+        "Turn on the light in the kitchen.",
+    ];
+    let turns = said.map(|said| all(&engine, request(said, Calling::May, Thinking::Off)));
+    let mut calls = 0;
+    for events in turns {
+        let arguments =
+            events.iter().find_map(|e| if let Event::ToolCall { arguments, .. } = e { Some(arguments) } else { None });
+        let Some(arguments) = arguments else { continue };
+        calls += 1;
+        let deltas: Vec<&str> = events
+            .iter()
+            .filter_map(|e| if let Event::CallDelta { delta, .. } = e { Some(&delta[..]) } else { None })
+            .collect();
+        assert!(deltas.len() > 1 && deltas.concat() == *arguments, "{events:?}");
+        assert!(!events.iter().any(|e| matches!(e, Event::Reply(_))), "{events:?}");
+    }
+    assert!(calls > 0, "nano calls at least one of these");
+
     // The output goes back, and words come.
     let mut request = request("Set a timer for five minutes.", Calling::May, Thinking::Off);
     request.conversation.extend([
