@@ -39,9 +39,11 @@ let toAsk = [];
 /** The response under way, and the item it is about. */
 const about = new Map();
 let asked = null;
-/** While a stream is followed, or waited for: what stops that; and its name and conversation once it is there. */
+/** While a stream is followed, or waited for: what stops that; and whether it is there. */
 let following = null;
-let stream = null;
+let streaming = false;
+/** The stream that is or was shown: its conversation, and the newest of its events that is. `on`: it is followed, also after a reload. */
+const stream = { conversation: "", last: 0, on: false, ...load("hearken.captions.stream", sessionStorage) };
 
 // ---- What this browser remembers ----
 
@@ -202,7 +204,8 @@ async function start() {
 function stop() {
   running = false;
   following?.abort();
-  stream = null;
+  streaming = false;
+  if (settings.source === "whip") rememberStream({ on: false });
   at("notice").hidden = true;
   void ears.finish(1200);
   at("meter").analyser = null;
@@ -214,6 +217,7 @@ function stop() {
 
 function startStream() {
   running = true;
+  if (!overlay) rememberStream({ on: true });
   following?.abort();
   following = new AbortController();
   void followStream(following.signal);
@@ -230,9 +234,9 @@ async function followStream(signal) {
       const found = data.find(isWanted);
       if (signal.aborted) return;
       if (found) {
-        clear();
         at("notice").hidden = true;
-        stream = { id: found.id, conversation: null };
+        streaming = true;
+        await showStream(found.conversation_id ?? "");
         for await (const { data } of serverSentEvents(await ask(found.events, { signal }))) takeOfStream(JSON.parse(data));
         conversation.interrupted(performance.now());
       } else if (!overlay) notice(`Waiting for a stream. Let OBS or another WHIP sender stream to ${streamAddress()}`);
@@ -240,24 +244,43 @@ async function followStream(signal) {
       // The server is away, or nothing is followed any more.
     }
     if (signal.aborted) return;
-    stream = null;
+    streaming = false;
     showState();
     await new Promise((again) => setTimeout(again, STREAM_MS));
   }
 }
 
+/** All that the server has kept of a stream; none where it keeps nothing. */
+async function showStream(id) {
+  const answer = id ? await ask(`v1/conversations/${id}`).catch(() => null) : null;
+  const story = answer?.ok ? await answer.json().catch(() => null) : null;
+  clear(story);
+  if (overlay) greet();
+  rememberStream({ conversation: id, last: story?.last_event ?? 0 });
+  showAddresses();
+}
+
 function takeOfStream(event) {
-  if (event.type === "session.created") {
+  // The call keeps its last events for whoever comes late: some of them are here already.
+  const number = Number(event.event_id?.split("_").at(-1));
+  if (number <= stream.last) return;
+  stream.last = number || stream.last;
+  if (event.type === "session.created" && !stream.conversation) {
     // A conversation and its session have one name.
-    stream.conversation = event.session.id.replace(/^sess_/, "conv_");
+    rememberStream({ conversation: event.session.id.replace(/^sess_/, "conv_") });
     showAddresses();
   }
   take(event);
   showState();
 }
 
-const streamAddress = () => new URL("v1/whip?kind=captions", location.href).href;
-const conversationId = () => (settings.source === "whip" ? stream?.conversation : wire.resume?.conversation_id);
+function rememberStream(news) {
+  Object.assign(stream, news);
+  if (!overlay) keep("hearken.captions.stream", { conversation: stream.conversation, on: stream.on }, sessionStorage);
+}
+
+const streamAddress = () => new URL(`v1/whip?kind=captions${settings.notes ? "" : "&notes=0"}`, location.href).href;
+const conversationId = () => (settings.source === "whip" ? stream.conversation : wire.resume?.conversation_id);
 
 let wakeLock = null;
 async function stayAwake() {
@@ -361,7 +384,7 @@ function note(turn) {
     if (over && lastNote?.dataset.words === words) return; // As before.
     const spoken = conversation.turns.find((other) => other.id === about.get(turn.id));
     row = document.createElement("li");
-    row.append(stamp(spoken?.startMs ?? 0), span("", ""));
+    row.append(stamp(spoken?.startMs ?? turn.startMs ?? 0), span("", ""));
     rows.set(turn.id, row);
     at("notes").prepend(row);
   }
@@ -383,7 +406,7 @@ function showState() {
   const state =
     wire.state === "waiting" ? "lost" : wire.state === "connecting" ? "connecting" : conversation.hearing ? "hearing" : running ? "listening" : "idle";
   at("state").dataset.state = state;
-  const listening = settings.source !== "whip" ? STATES.listening : stream ? "On the stream" : "Waiting for a stream";
+  const listening = settings.source !== "whip" ? STATES.listening : streaming ? "On the stream" : "Waiting for a stream";
   at("state").querySelector(".state-words").textContent = { hearing: "Hearing speech", listening }[state] ?? STATES[state];
   at("start").textContent = running ? "Stop" : "Start";
   at("start").toggleAttribute("data-on", running);
@@ -451,6 +474,7 @@ at("device").addEventListener("change", () => {
 at("notes-on").addEventListener("change", () => {
   settings.notes = at("notes-on").checked;
   remember();
+  showAddresses();
 });
 for (const [id, step] of [["smaller", -0.25], ["larger", 0.25]]) {
   at(id).addEventListener("click", () => {
@@ -477,6 +501,8 @@ for (const button of document.querySelectorAll("[data-form]")) {
 at("anew").addEventListener("click", () => {
   clear();
   wire.goTo();
+  if (!streaming) rememberStream({ conversation: "", last: 0 });
+  showAddresses();
 });
 
 function clear(story = null) {
@@ -491,6 +517,12 @@ function clear(story = null) {
 
 /** Goes on where this tab was before it was reloaded. */
 async function begin() {
+  if (settings.source === "whip") {
+    wire.connect();
+    await showStream(stream.conversation);
+    if (query.has("whip") || stream.on) startStream();
+    return;
+  }
   const id = load("hearken.captions.conversation", sessionStorage);
   const answer = typeof id === "string" && id ? await ask(`v1/conversations/${id}`).catch(() => null) : null;
   if (answer?.status === 401) return askForToken();
@@ -543,5 +575,4 @@ if (overlay) {
   void listDevices();
   format = await bestFormat();
   await begin();
-  if (query.has("whip")) startStream();
 }

@@ -68,7 +68,7 @@ export class Conversation extends EventTarget {
         continue;
       }
       const { id, reasoning = "", words: text, timings_ms: timings = null, status_details: details } = told;
-      const turn = { role: "agent", id, reasoning, text, parts: 1, state: STATES[told.status] ?? "done", waitFrom: 0, thinkFrom: 0, thinkTo: timings?.think ?? 0 };
+      const turn = { role: "agent", id, reasoning, text, startMs: told.begins_ms, parts: 1, state: STATES[told.status] ?? "done", waitFrom: 0, thinkFrom: 0, thinkTo: timings?.think ?? 0 };
       Object.assign(turn, { timings, reason: details?.reason ?? null, why: details?.error?.message ?? null, code: details?.error?.code ?? null });
       if (told.status === "in_progress") {
         this.active = Object.assign(turn, { state: text ? "replying" : "thinking", waitFrom: now, thinkFrom: now, thinkTo: text ? now : null });

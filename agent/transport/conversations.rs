@@ -38,12 +38,19 @@ pub(super) struct Back {
     after: Option<String>,
     /// For the list of conversations.
     kind: Option<String>,
+    /// `0`: nobody is to note how it sounds.
+    notes: Option<String>,
 }
 
 impl Back {
     /// Whether nobody is to answer: only what is said is wanted.
     pub(super) fn is_captions(&self) -> bool {
         self.kind.as_deref() == Some("captions")
+    }
+
+    /// Whether captions are to be noted.
+    pub(super) fn is_noted(&self) -> bool {
+        self.is_captions() && self.notes.as_deref() != Some("0")
     }
 
     /// The caller, with what is said here of it.

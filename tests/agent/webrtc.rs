@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hearken::engine::{Content, Event, Item};
 use rtc::peer_connection::configuration::RTCOfferOptions;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 use webrtc::peer_connection::RTCPeerConnectionState;
@@ -484,7 +484,7 @@ async fn a_stream_for_captions_is_written_down_and_not_answered() {
     let offer = phone.offer().await;
     let refused = http(server.address, "POST", "/v1/whip?kind=radio", &[SDP], offer.as_bytes()).await;
     assert!(refused.status == 400 && refused.body.contains("invalid_value"), "{}", refused.body);
-    let answer = http(server.address, "POST", "/v1/whip?kind=captions", &[SDP], offer.as_bytes()).await;
+    let answer = http(server.address, "POST", "/v1/whip?kind=captions&notes=0", &[SDP], offer.as_bytes()).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
     let location = answer.header("location").unwrap().to_owned();
     let reader = tokio::spawn({
@@ -502,6 +502,47 @@ async fn a_stream_for_captions_is_written_down_and_not_answered() {
     let events = soon("the stream's end", reader).await.unwrap().body;
     assert!(events.contains("speech_started") && !events.contains("response.created"), "{events}");
     assert!(server.asked.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_stream_for_captions_is_noted_turn_by_turn_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = serve(kept(folder.path())).await;
+    let mut phone = Phone::new(111).await;
+    let offer = phone.offer().await;
+    let answer = http(server.address, "POST", "/v1/whip?kind=captions", &[SDP], offer.as_bytes()).await;
+    let location = answer.header("location").unwrap().to_owned();
+    let reader = tokio::spawn({
+        let (address, events) = (server.address, format!("{location}/events"));
+        async move { http(address, "GET", &events, &[], b"").await }
+    });
+    phone.accept(&answer.body).await;
+    phone.connected().await;
+    phone.speak(&noise_f32(2.5, |t| (0.5..1.5).contains(&t))).await;
+    server.opened().await.read(["A", " word."]).await;
+    let asked = server.asked().await;
+    let sounds = |item: &Item| matches!(item, Item::Message { content, .. } if content.iter().any(|c| matches!(c, Content::Sound(_))));
+    assert!(asked.request.conversation.iter().any(sounds), "it is asked about the sound");
+    asked.say(Event::Reasoning("Loud, and amused.".into())).await;
+    asked.say(Event::Reply("Ha".into())).await;
+    asked.done().await;
+    let list: Value =
+        serde_json::from_str(&http(server.address, "GET", "/v1/realtime/calls", &[], b"").await.body).unwrap();
+    let conversation = format!("/v1/conversations/{}", list["data"][0]["conversation_id"].as_str().unwrap());
+    soon("the words and the note in the journal", async {
+        loop {
+            let story = http(server.address, "GET", &conversation, &[], b"").await.body;
+            if story.contains("A word.") && story.contains("Loud, and amused.") {
+                return;
+            }
+        }
+    })
+    .await;
+    assert_eq!(http(server.address, "DELETE", &location, &[], b"").await.status, 200);
+    let events = soon("the stream's end", reader).await.unwrap().body;
+    for wanted in ["A word.", "response.reasoning_text.delta", "\"about\":", "conversation.item.deleted"] {
+        assert!(events.contains(wanted), "{wanted}: {events}");
+    }
 }
 
 #[tokio::test]

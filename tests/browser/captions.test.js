@@ -198,7 +198,21 @@ describe("captions of a stream", () => {
     assert.equal(await page.locator("#notice").isVisible(), false);
     await lines(overlay, 1);
     nothingErased(await page.evaluate(() => window.told));
+    // How it sounded is noted beside it, though its sender asks for nothing.
+    const noted = () => page.waitForFunction(() => document.querySelector("#notes li")?.textContent.length > 12, null, { timeout: TURN });
+    await noted();
+    assert.doesNotMatch(await page.locator("#notes li").first().textContent(), /The words/);
     await page.screenshot({ path: out("captions-stream.png") });
+    await accessible(page, "captions of a stream");
+    assert.equal(await overlay.locator("#notes").isVisible(), false);
+    // After a reload all of it is there again, and goes on by itself.
+    const before = await page.locator("#lines .said").allTextContents();
+    await page.reload();
+    await lines(page, before.length + 1);
+    assert.deepEqual((await page.locator("#lines .said").allTextContents()).slice(0, before.length), before);
+    await noted();
+    assert.match(await page.locator("#state").textContent(), /On the stream|Hearing speech/);
+    nothingErased(await page.evaluate(() => window.told));
     const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("button", { name: "WebVTT" }).press("Enter")]);
     assert.match(readFileSync(await download.path(), "utf8"), /^WEBVTT[^]*(capital|France)/i);
     // The stream ends, and the page waits for another.
@@ -207,6 +221,16 @@ describe("captions of a stream", () => {
     await page.getByRole("button", { name: "Stop" }).press("Enter");
     await waitState(page, "idle");
     assert.equal(await page.locator("#notice").isVisible(), false);
+    // Stopped, it stays so; the words stay too.
+    const last = await page.locator("#lines").textContent();
+    await page.setViewportSize({ width: 390, height: 780 });
+    await page.reload();
+    await lines(page, before.length);
+    await waitState(page, "idle");
+    assert.equal(await page.locator("#lines").textContent(), last);
+    await page.screenshot({ path: out("captions-stream-phone.png"), fullPage: true });
+    await accessible(page, "captions of a stream on a phone");
+    await fits(page);
     blameless(seen);
     await browser.close();
   });

@@ -1,11 +1,12 @@
 //! One call: a peer's sound and events go into a session, and what the session says goes onto the call's board.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::ws::close_code;
+use serde_json::Value;
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use webrtc::data_channel::{DataChannel, DataChannelEvent};
@@ -14,6 +15,7 @@ use webrtc::peer_connection::RTCPeerConnectionState;
 
 use super::board::{Board, Next};
 use super::peer::{Events, Opened, Peer};
+use crate::apps::captions::Notes;
 use crate::audio::jitter::Stats;
 use crate::audio::rtp::RtpIntake;
 use crate::engine::Tenant;
@@ -31,6 +33,8 @@ const NUDGES: &str = "hearken-nudges";
 const NUDGE: Duration = Duration::from_millis(25);
 /// So many: three are needed, and one may be lost too.
 const TIMES: u32 = 4;
+/// Questions about what was said that may wait: two or three come of a turn.
+const QUESTIONS: usize = 8;
 /// How long the last events may take to arrive.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -43,6 +47,10 @@ pub(super) struct Call {
     pub(super) tenant: Tenant,
     /// `chat`, `captions` or `call`.
     pub(super) kind: String,
+    /// Whether the model is asked how each turn sounded.
+    pub(super) is_noted: bool,
+    /// Its conversation in the journal, if there is one, once its session has begun.
+    pub(super) conversation: OnceLock<String>,
     /// Seconds since 1970.
     pub(super) created: u64,
     pub(super) peer: Peer,
@@ -55,21 +63,16 @@ pub(super) struct Call {
 
 /// Serves a call to its end, and then closes its connection.
 pub(super) async fn serve(app: Arc<App>, call: Arc<Call>, events: Events, caller: Caller, place: OwnedSemaphorePermit) {
-    let (frames, mut queue) = mpsc::channel(app.config.limits.send_queue);
+    let (frames, queue) = mpsc::channel(app.config.limits.send_queue);
     let (ears, session) = listen::session(app.clone(), caller, frames);
-    let board = call.board.clone();
-    let writer = tokio::spawn(async move {
-        while let Some(frame) = queue.recv().await {
-            board.put(frame);
-        }
-        board.end();
-    });
+    let (ask, questions) = mpsc::channel(QUESTIONS);
+    let writer = tokio::spawn(write(call.clone(), app.journal.is_some(), queue, ask));
     let (open, opened) = watch::channel(None);
     let talker = tokio::spawn(talk(app.clone(), call.clone(), opened));
     tokio::pin!(session);
     let goodbye = tokio::select! {
         ended = &mut session => ended,
-        goodbye = hear(&app, &call, ears, events, &open) => {
+        goodbye = hear(&app, &call, ears, events, questions, &open) => {
             let ended = session.await;
             if ended.code == close_code::ERROR { ended } else { goodbye }
         }
@@ -85,6 +88,27 @@ pub(super) async fn serve(app: Arc<App>, call: Arc<Call>, events: Events, caller
     call.peer.close().await;
     app.calls.forget(&call.id);
     drop(place);
+}
+
+/// Puts up what the session says, until it says no more; and asks what is to be asked about it.
+async fn write(call: Arc<Call>, is_kept: bool, mut queue: mpsc::Receiver<String>, ask: mpsc::Sender<String>) {
+    let mut notes = call.is_noted.then(Notes::default);
+    while let Some(frame) = queue.recv().await {
+        if is_kept && call.conversation.get().is_none() {
+            // Its first event names the session, and so the conversation.
+            let name = serde_json::from_str::<Value>(&frame)
+                .ok()
+                .and_then(|event| Some(format!("conv_{}", event["session"]["id"].as_str()?.strip_prefix("sess_")?)));
+            name.into_iter().for_each(|name| drop(call.conversation.set(name)));
+        }
+        let asked = notes.as_mut().map(|notes| notes.see(&frame)).unwrap_or_default();
+        call.board.put(frame);
+        for question in asked {
+            // Nobody hears it when the call is ending.
+            let _ = ask.send(question).await;
+        }
+    }
+    call.board.end();
 }
 
 /// The next event of a track, or of nothing, never.
@@ -108,6 +132,7 @@ async fn hear(
     call: &Call,
     mut ears: listen::Ears,
     mut events: Events,
+    mut questions: mpsc::Receiver<String>,
     open: &watch::Sender<Option<Arc<dyn DataChannel>>>,
 ) -> Goodbye {
     let born = Instant::now();
@@ -163,6 +188,7 @@ async fn hear(
                 }
                 Some(_) => {}
             },
+            Some(question) = questions.recv() => heard = ears.text(&question).await,
             packet = next_packet(track.as_ref()) => match packet {
                 Some(TrackRemoteEvent::OnRtpPacket(packet)) => {
                     let (header, now) = (&packet.header, born.elapsed());

@@ -1,7 +1,7 @@
 //! How calls begin, change and end: an offer is posted, an answer comes back, and `Location` names the call from then on.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Json;
@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::board::{Board, Next};
 use super::call::{self, Call};
 use super::peer::{Events, Peer};
+use crate::config::Effort;
 use crate::metrics::count;
 use crate::protocol::openai::{ErrorBody, Kind, Refusal, SessionUpdate, parse_session};
 use crate::protocol::sdp::{self, Offer, SdpError};
@@ -33,6 +34,7 @@ use crate::transport::{App, listen, visit};
 /// An offer, a session's settings with all tools, and what multipart adds.
 const MOST_BODY: usize = 2 << 20;
 const SDP: &str = "application/sdp";
+const WHIP: &str = "/v1/whip";
 const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
 
 /// /v1/realtime/calls and /v1/whip: the same calls, by the names and manners of either.
@@ -45,7 +47,7 @@ pub(in crate::transport) fn routes() -> [(&'static str, MethodRouter<Arc<App>>);
         ("/v1/realtime/calls/{id}", bounded(call())),
         ("/v1/realtime/calls/{id}/hangup", post(hang_up)),
         ("/v1/realtime/calls/{id}/events", get(events)),
-        ("/v1/whip", bounded(start("/v1/whip"))),
+        (WHIP, bounded(start(WHIP))),
         ("/v1/whip/{id}", bounded(call())),
         ("/v1/whip/{id}/events", get(events)),
     ]
@@ -135,6 +137,12 @@ async fn begin(
         settings.include.push("hearken.captions.tentative".into());
         settings.turn_detection.iter_mut().for_each(|detection| detection.create_response = false);
     }
+    // Nobody asks on behalf of a stream.
+    let is_noted = base == WHIP && back.is_noted();
+    if is_noted {
+        settings.include.push("reasoning.text".into());
+        settings.effort = Effort::Low;
+    }
     if let Some(update) = update {
         settings.apply(update, &app.config.voice);
     }
@@ -144,7 +152,7 @@ async fn begin(
     };
     // A task of its own: a client that goes away in the middle ends this request, and must not leave half a connection behind.
     let begun = tokio::spawn(async move {
-        let (call, events, answer) = open(&app, offer, base, &caller).await?;
+        let (call, events, answer) = open(&app, offer, base, &caller, is_noted).await?;
         let mut headers = HeaderMap::new();
         set(&mut headers, header::LOCATION, &call.location);
         set(&mut headers, header::ETAG, &etag(0));
@@ -165,7 +173,13 @@ fn failed(message: &str) -> Refused {
 }
 
 /// A connection for an offer, and its answer.
-async fn open(app: &App, offer: Offer, base: &str, caller: &Caller) -> Result<(Arc<Call>, Events, String), Refused> {
+async fn open(
+    app: &App,
+    offer: Offer,
+    base: &str,
+    caller: &Caller,
+    is_noted: bool,
+) -> Result<(Arc<Call>, Events, String), Refused> {
     let port = app.calls.port.as_ref().ok_or_else(|| {
         bad(StatusCode::NOT_FOUND, "not_found", "WebRTC is not served here: webrtc.enabled is false.")
     })?;
@@ -188,6 +202,8 @@ async fn open(app: &App, offer: Offer, base: &str, caller: &Caller) -> Result<(A
         id,
         tenant: caller.tenant,
         kind,
+        is_noted,
+        conversation: OnceLock::new(),
         created: app.now(),
         peer,
         board,
@@ -253,7 +269,7 @@ async fn list(
         let (location, events) = (&call.location, format!("{}/events", call.location));
         json!({
             "id": call.id, "object": "realtime.call", "kind": call.kind, "created": call.created,
-            "location": location, "events": events,
+            "location": location, "events": events, "conversation_id": call.conversation.get(),
         })
     };
     let data: Vec<Value> = app.calls.list(conversations::reader(&access)?).iter().map(shown).collect();
