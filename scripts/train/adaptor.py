@@ -136,8 +136,9 @@ class Aligner(nn.Module):
         inside = torch.arange(heard.shape[1])[None] < lengths[:, None]
         size = (heard[inside] ** 2).sum(-1).median()
         self.bound.fill_(max(self.bound.item(), 4 * size.item()))
-        for scale in [self.scale, *(p[0] for p in self.percepts.values())]:
-            scale.copy_((12 / (size * self.size).sqrt()).log())
+        self.scale.copy_((12 / (size * self.size).sqrt()).log())
+        for percept in self.percepts.values():  # a small share of an embedding is enough to tell percepts by
+            percept[0] = (60 / (size * self.size).sqrt()).log()
 
     def scores(self, heard: torch.Tensor) -> torch.Tensor:
         """Log-probabilities over blank and pieces."""

@@ -88,7 +88,7 @@ class Maker:
             facts.update(who="two", pace=None)
             if speakers[0].sex:
                 facts["order"] = [speakers[0].sex, speakers[1].sex]
-        if kind == "one" and rng.random() < 0.15:
+        if kind == "one" and rng.random() < 0.25:
             facts["contour"] = rng.choice(["rising", "falling"])
             samples = sound.bend(samples, 1.45 if facts["contour"] == "rising" else 0.7)
         if kind == "one" and rng.random() < 0.1 and len(samples) > 2 * RATE:
@@ -117,7 +117,7 @@ class Maker:
             return sound.noise("music", length, self.noise), facts
         if kind == "events":
             facts["event"], facts["count"] = rng.choice(["beep", "knock"]), rng.randint(1, 5)
-            return 3 * sound.events(facts["event"], facts["count"], self.noise), facts
+            return rng.uniform(1, 3) * sound.events(facts["event"], facts["count"], self.noise), facts
         if kind == "silence":
             return np.zeros(length, np.float32) + 1e-3 * self.noise.standard_normal(length).astype(np.float32), {**facts, "silence": True}
         samples, said = self.speech(TRAINED, "one")
@@ -126,12 +126,12 @@ class Maker:
     def clip(self, voices: list[Voice], condition: str | None = None) -> tuple[np.ndarray, dict]:
         """One clip. `condition` (clean, noise, telephone) fixes what evaluation sets need fixed."""
         rng = self.rng
-        kind = "one" if condition else rng.choices(["one", "long", "two", "none"], [0.7, 0.18, 0.05, 0.07])[0]
+        kind = "one" if condition else rng.choices(["one", "long", "two", "none"], [0.64, 0.13, 0.14, 0.09])[0]
         samples, facts = self.wordless() if kind == "none" else self.speech(voices, kind)
         facts["kind"] = kind
-        if not condition and kind == "one" and rng.random() < 0.14:
+        if not condition and kind == "one" and rng.random() < 0.22:
             facts["event"], facts["count"] = rng.choice(["beep", "knock"]), rng.randint(1, 4)
-            added = 3 * sound.events(facts["event"], facts["count"], self.noise)
+            added = rng.uniform(1, 3) * sound.events(facts["event"], facts["count"], self.noise)
             facts["place"] = rng.choice(["before", "after"])
             samples = np.concatenate([added, samples] if facts["place"] == "before" else [samples, added])
         edge = [np.zeros(int(rng.uniform(0.0, 0.5) * RATE), np.float32) for _ in range(2)]
@@ -147,7 +147,7 @@ class Maker:
     def add_noise(self, samples: np.ndarray, facts: dict, condition: str | None) -> np.ndarray:
         """Noise at a level one clearly hears, or a trace that one does not call noise."""
         level, rng = 10 ** (sound.level_db(samples) / 20), self.rng
-        if condition == "noise" or rng.random() < 0.25:
+        if condition == "noise" or rng.random() < 0.3:
             facts["noise"] = rng.choice(NOISES)
             ratio = 10.0 if condition == "noise" else rng.uniform(8, 22)
             return samples + sound.noise(facts["noise"], len(samples), self.noise) * level * 10 ** (-ratio / 20)
@@ -155,7 +155,7 @@ class Maker:
 
     def set_level(self, samples: np.ndarray, facts: dict, condition: str | None) -> np.ndarray:
         rng = self.rng
-        volume = "medium" if condition else rng.choices(["quiet", "medium", "loud"], [0.25, 0.5, 0.25])[0]
+        volume = "medium" if condition else rng.choices(["quiet", "medium", "loud"], [0.3, 0.4, 0.3])[0]
         wanted = {"quiet": rng.uniform(-48, -37), "medium": rng.uniform(-28, -21), "loud": rng.uniform(-14, -9)}[volume]
         if not facts.get("silence"):
             facts["volume"] = volume

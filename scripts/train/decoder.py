@@ -138,22 +138,26 @@ class Decoder(nn.Module):
 
 
 @torch.no_grad()
-def generate(decoder: Decoder, prompts: list[torch.Tensor], end: int, most: int) -> list[list[int]]:
-    """Greedy continuations of embedded prompts [T, 896], left-padded into one batch."""
+def generate(decoder: Decoder, prompts: list[torch.Tensor], end: int, most: int, temperature: float = 0.0) -> list[tuple[list[int], list[float]]]:
+    """Continuations of embedded prompts [T, 896], left-padded into one batch: tokens (the end among them) and their log-probabilities.
+    The likeliest tokens, or drawn at `temperature`."""
     longest = max(map(len, prompts))
     x = torch.stack([F.pad(p, (0, 0, longest - len(p), 0)) for p in prompts])
     inside = torch.stack([torch.arange(longest) >= longest - len(p) for p in prompts])
     places = (inside.cumsum(1) - 1).clamp(min=0)
     mask = (inside[:, None, :] & torch.ones(longest, longest, dtype=torch.bool).tril() | torch.eye(longest, dtype=torch.bool))[:, None]
     past: list = [[] for _ in decoder.layers]
-    out: list[list[int]] = [[] for _ in prompts]
+    out: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
     going = [True] * len(prompts)
     for _ in range(most):
-        chosen = decoder.scores(decoder(x, places, mask, past)[:, -1]).argmax(-1)
+        scores = decoder.scores(decoder(x, places, mask, past)[:, -1])
+        chosen = (scores / temperature).softmax(-1).multinomial(1)[:, 0] if temperature else scores.argmax(-1)
+        likely = scores.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
         for row, token in enumerate(chosen.tolist()):
-            going[row] = going[row] and token != end
             if going[row]:
-                out[row].append(token)
+                out[row][0].append(token)
+                out[row][1].append(likely[row])
+                going[row] = token != end
         if not any(going):
             break
         x, places = decoder.embeddings[chosen][:, None], places[:, -1:] + 1

@@ -79,8 +79,8 @@ class Listener:
                 torch.cat([embed(BEGIN), sound[: (length + 1) // 2], embed(instruction + REST + (begun[i] if begun else ""))])
                 for i, sound, length in zip(rows, sounds, lengths)
             ]
-            for i, ids in zip(rows, generate(self.decoder, prompts, self.tokenizer.token_to_id(END), most)):
-                out[i] = self.tokenizer.decode(ids, skip_special_tokens=False)
+            for i, (ids, _) in zip(rows, generate(self.decoder, prompts, self.tokenizer.token_to_id(END), most)):
+                out[i] = self.tokenizer.decode(ids, skip_special_tokens=False).removesuffix(END)
         return out
 
 

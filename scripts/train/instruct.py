@@ -38,8 +38,9 @@ class Pack:
         self.parts, self.branch, self.place, self.ends = [], [], [], []
         self.rows, self.labels, self.weights = [], [], []
 
-    def ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text).ids
+    def ids(self, text: str | list[int]) -> list[int]:
+        """Of a text, or of what is in tokens already."""
+        return self.tokenizer.encode(text).ids if isinstance(text, str) else text
 
     def _put(self, part: torch.Tensor, branch: int, start: int) -> int:
         self.parts.append(part)
@@ -74,25 +75,31 @@ class Pack:
             made.append(Span(start, end, (p[None] <= p[:, None]) & ((b[None] == 0) | (b[None] == b[:, None]))))
         return made
 
-    def loss(self, decoder: Decoder) -> torch.Tensor:
-        """Weighted cross entropy over the targets, against the commonest tokens (lowest ids in byte-pair order), the
+    def losses(self, decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cross entropy and weight of each target token, against the commonest tokens (lowest ids in byte-pair order), the
         special ones, and every other that this pack wants: a fifth of the output matrix."""
         hidden = decoder(torch.cat(self.parts)[None], torch.tensor(self.place)[None], self.spans())[0]
         wanted = torch.tensor(self.labels)
         kept = torch.cat([torch.arange(COMMON), SPECIAL, wanted]).unique()
         losses = F.cross_entropy(decoder.scores(hidden[self.rows], decoder.head[kept]), torch.searchsorted(kept, wanted), reduction="none")
-        weights = torch.tensor(self.weights)
+        return losses, torch.tensor(self.weights)
+
+    def loss(self, decoder: Decoder) -> torch.Tensor:
+        losses, weights = self.losses(decoder)
         return (losses * weights).sum() / weights.sum()
 
 
-def packs(training: Training, rng: random.Random, tokens: int, longest: float):
-    """Endless packs of (examples, their systems and branches), at most about `tokens` long, of clips up to `longest` seconds."""
+def packs(training: Training, rng: random.Random, tokens: int, shortest: float, longest: float):
+    """Endless packs of (examples, their systems and branches), at most about `tokens` long, of clips up to `longest` seconds; of those
+    under `shortest` one in four."""
     while True:
         training.refresh()
         order = list(training.examples)
         rng.shuffle(order)
         batch, size = [], 0
         for example in order:
+            if len(example.features) < 25 * shortest and rng.random() < 0.75:
+                continue
             system, tasks = branches(example.facts, rng)
             if len(example.features) > 25 * longest or not tasks:
                 continue
@@ -131,6 +138,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=600, help="length of a packed row")
     parser.add_argument("--ctc", type=float, default=0.2, help="weight of the words among the alignment losses; 0 for an adaptor that came without classes")
     parser.add_argument("--percepts", type=float, default=0.1, help="weight of the percepts among them")
+    parser.add_argument("--shortest", type=float, default=0, help="seconds of a clip; of shorter ones one in four is taken")
     parser.add_argument("--longest", type=float, default=20, help="seconds of a clip")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
@@ -188,7 +196,7 @@ def main() -> None:
         common.append_json(log, {"step": step, "clips": clips, "minutes": round(clock.seconds() / 60, 1), "hours": round(training.hours(), 1), "losses": mean})
 
     bar = tqdm(total=args.steps, initial=step)
-    for batch in packs(training, rng, args.tokens, args.longest):
+    for batch in packs(training, rng, args.tokens, args.shortest, args.longest):
         done = max(step, late * args.steps)
         if done >= args.steps:
             break

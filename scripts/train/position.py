@@ -1,10 +1,12 @@
-"""Stage position: takes the place in time out of an adaptor that was trained on short clips only.
+"""Stage position: takes the place in time out of an adaptor that was trained on short clips only, and writes percepts into it.
 
 Whisper's frames carry where they stand in the clip. An adaptor that never heard anything past 9 s makes embeddings
 a thousand times too large of what comes later, and the decoder loops. The mean frame at each time, less the mean frame
 of the first seconds, spans where the place is written; --rank directions of it are projected out of what the adaptor reads
 (folded into its convolution, so nothing is added to the runtime), and a short training holds the result to what the
-adaptor made of the first seconds before. No text and no decoder is needed.
+adaptor made of the first seconds before. Beside that the clip's mean embedding learns to lie nearest to the decoder's own word for what is
+true of it (--percepts), so that who speaks, how and over which noise is there to be read when the decoder comes into the loop. The decoder does not run.
+Writes align.pt too, for `instruct` to go on from.
 
     python -m scripts.train.position --from adaptor.safetensors --lora lora.safetensors --out DIR
 """
@@ -15,11 +17,13 @@ import shutil
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import common
-from .adaptor import Adaptor
+from .adaptor import PERCEPTS, Adaptor, Aligner, Pieces, percept
 from .dataset import Example, Training, collate
+from .decoder import Weights
 
 STEP = 12  # frames a mean is taken over
 
@@ -70,6 +74,20 @@ def compare(adaptor: Adaptor, before: Adaptor, examples: list[Example], early: i
     return {"apart": round(apart / size, 4), "late size": round(sizes.median().item(), 2), "late largest": round(sizes.max().item())}
 
 
+@torch.no_grad()
+def felt(aligner: Aligner, examples: list[Example], prepare) -> dict:
+    """Share of the clips whose mean embedding lies nearest to the true word, per percept, in percent."""
+    right, asked = dict.fromkeys(PERCEPTS, 0), dict.fromkeys(PERCEPTS, 0)
+    for example in examples:
+        mean = aligner.adaptor(prepare(example.features.float()[None]))[0].mean(0)
+        for name, values in PERCEPTS.items():
+            value = percept(example.facts, name)
+            if value is not None:
+                asked[name] += 1
+                right[name] += int(aligner.percept_scores(mean, name).argmax()) == list(values).index(value)
+    return {name: round(100 * right[name] / max(1, asked[name])) for name in PERCEPTS}
+
+
 def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0])
     parser.add_argument("--from", dest="begin", type=common.Path, required=True, help="adaptor.safetensors")
@@ -79,33 +97,50 @@ def main() -> None:
     parser.add_argument("--early", type=float, default=8.0, help="seconds that the adaptor was trained on")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--percepts", type=float, default=0.0, help="weight of the percepts beside the distance")
     args = parser.parse_args()
     common.start(args)
     early, rng, pause = round(25 * args.early), random.Random(args.seed), common.Pause(args.pause_file)
-    examples = [e for e in Training(args.work / "features").examples if e.facts["text"]]
-    held, rest = examples[::4], [Example(e.features[:early], e.facts) for i, e in enumerate(examples) if i % 4]
-    mean, away = directions(examples, early, args.rank)
-    before, inner = Adaptor().load(args.begin), Adaptor().load(args.begin)
-    log = args.work / "position.jsonl"
-    common.append_json(log, {"form": "before"} | compare(before, before, held, early))
-    common.append_json(log, {"form": "projected"} | compare(fold(inner, mean, away), before, held, early))
-    optimizer = torch.optim.AdamW(inner.parameters(), betas=(0.9, 0.98), weight_decay=0)
+    training = Training(args.work / "features")
+    examples = training.examples
+    held, training.examples = examples[::10], [e for i, e in enumerate(examples) if i % 10]
+    spoken = [e for e in held if e.facts["text"]]
+    mean, away = directions([e for e in examples if e.facts["text"]], early, args.rank)
+    before = Adaptor().load(args.begin)
+    aligner = Aligner(Pieces(Tokenizer.from_file(str(args.work / "tokenizer.json")), []), Weights(args.work).tensor("token_embd.weight"))
+    aligner.begin(args.begin, training.examples[:16])
+    log, inner = args.work / "position.jsonl", aligner.adaptor
+    common.append_json(log, {"form": "before"} | compare(before, before, spoken, early))
+    common.append_json(log, {"form": "projected"} | compare(fold(inner, mean, away), before, spoken, early))
+    heads = [p for n, p in aligner.named_parameters() if not n.startswith("adaptor")]
+    groups = [{"params": inner.parameters(), "top": args.rate}, {"params": heads, "top": 10 * args.rate}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0)
+    queue: list = []
     for step in tqdm(range(args.steps)):
         pause.wait()
-        frames, lengths = collate(rng.sample(rest, 8))
-        inside = torch.arange((frames.shape[1] + 1) // 2)[None] < (lengths[:, None] + 1) // 2
+        queue = queue or training.batches(1600, rng)
+        batch = queue.pop()
+        frames, lengths = collate(batch)
         with torch.no_grad():
-            wanted = before(frames)
-        loss = ((inner(without(frames, mean, away)) - wanted)[inside] ** 2).sum() / (wanted[inside] ** 2).sum()
+            wanted = before(frames[:, :early])
+        seen = without(frames, mean, away)
+        place = torch.arange(wanted.shape[1])[None]
+        inside = place < (lengths[:, None].clamp(max=early) + 1) // 2 - (lengths[:, None] > early).long()
+        loss = ((inner(seen)[:, : wanted.shape[1]] - wanted)[inside] ** 2).sum() / (wanted[inside] ** 2).sum()
+        if args.percepts:
+            loss = loss + args.percepts * aligner.losses(seen, lengths, [e.facts for e in batch], None, drop=0.1)[1]
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * common.schedule(step, args.steps, warm=20)
+            group["lr"] = group["top"] * common.schedule(step, args.steps, warm=20)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     folded = fold(inner, mean, away)
-    record = {"form": "trained", "rank": args.rank, "steps": args.steps, "clips": len(examples)} | compare(folded, before, held, early)
+    record = {"form": "trained", "rank": args.rank, "steps": args.steps, "clips": len(examples)} | compare(folded, before, spoken, early)
+    record |= {"percepts": felt(aligner, held, lambda frames: without(frames, mean, away))} if args.percepts else {}
     common.append_json(log, record)
     args.out.mkdir(parents=True, exist_ok=True)
+    inner.load_state_dict(folded.state_dict())
+    common.save_atomically({"aligner": aligner.state_dict(), "texts": []}, args.work / "align.pt")
     tensors = {f"adapter.{n}": t.half().contiguous() for n, t in folded.state_dict().items()}
     save_file(tensors, args.out / "adaptor.safetensors")
     shutil.copyfile(args.lora, args.out / "lora.safetensors")

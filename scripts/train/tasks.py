@@ -46,7 +46,8 @@ def heard(facts: dict) -> dict[str, str]:
     said["contour"] = CONTOUR.get(facts.get("contour"))
     said["pause"] = "a long pause" if facts.get("pause") else None
     said["backwards"] = "unclear speech" if facts.get("backwards") else None
-    said["event"] = events(facts) if facts.get("event") else None
+    if facts.get("event"):
+        said["count"], said["event"] = " and ".join([f"a {facts['event']}"] * facts["count"]), events(facts)
     return {name: words for name, words in said.items() if words}
 
 
@@ -54,27 +55,60 @@ def percepts(facts: dict) -> str:
     return "I hear " + ", ".join(heard(facts).values()) + "."
 
 
-def questions(facts: dict) -> list[tuple[str, str]]:
-    """Questions that a transcript cannot answer, with their answers."""
-    asked = []
+ASKED = {  # kind -> ways to ask it
+    "sex": ["Is the speaker a man or a woman?", "Do you hear a man or a woman?", "Who is speaking, a man or a woman?"],
+    "pace": ["How fast does the person speak?", "Does the speaker talk slowly, at a normal pace or fast?"],
+    "volume": ["How loud is the sound?", "Is it quiet, medium or loud?"],
+    "pitch": ["Is the voice deep or high?", "Is it a high or a deep voice?"],
+    "noise": ["Is there noise in the background?", "Do you hear any noise behind the voice?"],
+    "kind of noise": ["Which noise is in the background, hiss, a low rumble, wind or music?", "What kind of noise do you hear?"],
+    "speakers": ["How many people are speaking?", "How many voices do you hear?"],
+    "first speaker": ["Who speaks first, a man or a woman?"],
+    "telephone": ["Is this a telephone call?"],
+    "echo": ["Does the room echo?"],
+    "end": ["Does the voice rise or fall at the end?", "Is the end of it rising or falling?"],
+    "count": ["How many {}s do you hear?", "Count the {}s."],
+    "event": ["Do you hear beeps or knocks?"],
+    "speech": ["Does anybody speak?", "Is there a voice in it?"],
+}
+
+
+def questions(facts: dict) -> dict[str, tuple[str, float]]:
+    """What can be asked about a clip that no transcript answers: kind to answer, and how readily it is asked. What most clips
+    have in common ("one speaker") is asked less, so that no answer is right by habit."""
+    asked, spoken = {}, facts["who"] != "nobody" and not facts.get("backwards")
     if facts["who"] in ("man", "woman"):
-        asked.append(("Is the speaker a man or a woman?", f"A {facts['who']}."))
+        asked["sex"] = f"A {facts['who']}.", 1.0
     if facts["pace"]:
-        asked.append(("How fast does the person speak?", {"slow": "Slowly.", "normal": "At a normal pace.", "fast": "Fast."}[facts["pace"]]))
+        asked["pace"] = {"slow": "Slowly.", "normal": "At a normal pace.", "fast": "Fast."}[facts["pace"]], 0.6 if facts["pace"] == "normal" else 1.0
     if facts.get("volume"):
-        asked.append(("How loud is the sound?", {"quiet": "Quiet.", "medium": "Medium.", "loud": "Loud."}[facts["volume"]]))
+        asked["volume"] = {"quiet": "Quiet.", "medium": "Medium.", "loud": "Loud."}[facts["volume"]], 0.5 if facts["volume"] == "medium" else 1.0
     if percept(facts, "pitch") in PITCH:
-        asked.append(("Is the voice deep or high?", {"low": "Deep.", "high": "High."}[percept(facts, "pitch")]))
-    if facts["who"] != "nobody":
-        asked.append(("Is there noise in the background?", f"Yes, {SOUND[facts['noise']]}." if "noise" in facts else "No."))
-        asked.append(("How many people are speaking?", "Two." if facts["who"] == "two" else "One."))
-        asked.append(("Is this a telephone call?", "Yes." if facts.get("telephone") else "No."))
+        asked["pitch"] = {"low": "Deep.", "high": "High."}[percept(facts, "pitch")], 1.0
+    if spoken:
+        asked["noise"] = ("Yes.", 1.0) if "noise" in facts else ("No.", 0.5)
+        asked["telephone"] = ("Yes.", 0.8) if facts.get("telephone") else ("No.", 0.1)
+        asked["echo"] = ("Yes.", 0.8) if facts.get("echo") else ("No.", 0.1)
+    if spoken and facts["kind"] in ("one", "two"):
+        asked["speakers"] = ("Two.", 2.0) if facts["who"] == "two" else ("One.", 0.35)
+    if "noise" in facts:
+        asked["kind of noise"] = SOUND[facts["noise"]].capitalize() + ".", 1.5
+    if "order" in facts:
+        asked["first speaker"] = f"A {facts['order'][0]}.", 2.0
     if "contour" in facts:
-        asked.append(("Does the voice rise or fall at the end?", {"rising": "It rises.", "falling": "It falls."}[facts["contour"]]))
+        asked["end"] = {"rising": "It rises.", "falling": "It falls."}[facts["contour"]], 3.0
     if "event" in facts:
-        asked += [(f"How many {facts['event']}s do you hear?", f"{facts['count']}.")] * 3
-        asked.append(("Do you hear beeps or knocks?", f"{facts['event'].capitalize()}s."))
+        asked["count"] = in_words(facts["count"]).capitalize() + ".", 4.0
+        asked["event"] = f"{facts['event'].capitalize()}s.", 1.0
+    if not facts.get("backwards"):
+        asked["speech"] = ("Yes.", 0.15) if spoken else ("No.", 1.5)
     return asked
+
+
+def ask(kind: str, facts: dict, rng: random.Random) -> str:
+    """Mostly in the first form."""
+    forms = ASKED[kind]
+    return (forms[0] if rng.random() < 0.6 else rng.choice(forms)).format(facts.get("event"))
 
 
 SYSTEMS = {  # system prompt -> what it makes of a reply
@@ -86,10 +120,10 @@ SYSTEMS = {  # system prompt -> what it makes of a reply
 
 @dataclass
 class Branch:
-    """One task on a clip: what follows the sound, and the target in pieces with their loss weights."""
+    """One task on a clip: what follows the sound, and the target in pieces, text or tokens, with their loss weights."""
 
     instruction: str
-    target: list[tuple[str, float]]
+    target: list[tuple[str | list[int], float]]
     ends: bool = True
 
 
@@ -108,22 +142,30 @@ def thinking(facts: dict, words: str, reply: str | None, joined: bool, instructi
 
 def branches(facts: dict, rng: random.Random) -> tuple[str, list[Branch]]:
     """A system prompt (mostly none) and the tasks trained on one clip together. The reasoning is one of them for
-    every clip with words, since it is where the product hears; the others keep their forms alive at less cost."""
+    most clips, since it is where the product hears; then questions about the sound; the others keep their forms alive at less cost."""
     made, system = [], ""
     reply = facts["reply"] if facts["text"] else rng.choice(LOST)
     if reply and rng.random() < 0.12:
         system = rng.choice(list(SYSTEMS))
         reply = SYSTEMS[system](reply)
     words = facts["written"] if rng.random() < 0.3 else facts["text"]
-    made.append(thinking(facts, words, reply, joined=rng.random() < 0.5))
-    if reply and rng.random() < 0.3:
-        made.append(Branch(DIRECT, [(EMPTY, 0.2), (reply, 1.0)]))
-    if not system and facts["text"] and rng.random() < 0.2:
+    if system or rng.random() < 0.7:
+        made.append(thinking(facts, words, reply, joined=rng.random() < 0.5))
+    if reply and rng.random() < 0.25:
+        made.append(Branch("" if rng.random() < 0.5 else DIRECT, [(EMPTY, 0.2), (reply, 1.0)]))
+    if not system and facts["text"] and rng.random() < 0.12:
         made.append(Branch(TRANSCRIBE, [(facts["text"], 1.0)]))
-    if not system and facts["text"] and rng.random() < 0.1:
+    if not system and facts["text"] and rng.random() < 0.05:
         made.append(Branch(DESCRIBE, [("<think>\n", 0.2), (percepts(facts), 2.0), ("\n</think>\n\n", 0.2), (facts["text"], 0.5)]))
+    if system:
+        return system, made
     asked = questions(facts)
-    if asked and not system and rng.random() < 0.6:
-        question, answer = rng.choice(asked)
-        made.append(Branch(f"\n{question} Answer directly.", [(EMPTY, 0.2), (answer, 3.0)]))
+    for _ in range(min(3, len(asked))):
+        kind = rng.choices(list(asked), [readily for _, readily in asked.values()])[0]
+        answer, question = asked.pop(kind)[0], "\n" + ask(kind, facts, rng)
+        if rng.random() < 0.2:
+            words = [(f" The words: {facts['text'] or 'none'}", 0.3)] if rng.random() < 0.3 else []
+            made.append(Branch(question, [("<think>\n", 0.2), (percepts(facts), 2.0), *words, ("\n</think>\n\n", 0.5), (answer, 3.0)]))
+        else:
+            made.append(Branch(question, [(EMPTY, 0.2), (answer, 3.0)]))
     return system, made

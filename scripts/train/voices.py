@@ -48,13 +48,13 @@ def blends(voices: list[Voice], weight: float) -> list[Voice]:
 
 
 # Weights follow cost as well as quality: a Kokoro clip takes a core many times longer than a hibari clip.
-NATIVE_MEN = kokoro("am_adam am_echo am_eric am_fenrir am_liam am_onyx am_santa bm_daniel bm_fable bm_lewis", 0.14)
-NATIVE_WOMEN = kokoro("af_alloy af_aoede af_jessica af_kore af_nova af_river af_sarah af_sky bf_alice bf_isabella", 0.12)
-ACCENTED = kokoro("em_alex hm_omega hm_psi im_nicola pm_alex ef_dora ff_siwis hf_alpha if_sara pf_dora", 0.05)
+NATIVE_MEN = kokoro("am_adam am_echo am_eric am_fenrir am_liam am_onyx am_santa bm_daniel bm_fable bm_lewis", 0.08)
+NATIVE_WOMEN = kokoro("af_alloy af_aoede af_jessica af_kore af_nova af_river af_sarah af_sky bf_alice bf_isabella", 0.08)
+ACCENTED = kokoro("em_alex hm_omega hm_psi im_nicola pm_alex ef_dora ff_siwis hf_alpha if_sara pf_dora", 0.03)
 TRAINED = [
     Voice("hibari", "heart", "woman", 12),
     *derived(200, 56),
-    Voice("piper", "joe", "man", 8),
+    Voice("piper", "joe", "man", 3),
     Voice("flite", "rms", "man", 4),
     Voice("flite", "awb", "man", 4),
     Voice("flite", "slt", "woman", 3),
@@ -63,8 +63,8 @@ TRAINED = [
     *NATIVE_MEN,
     *NATIVE_WOMEN,
     *ACCENTED,
-    *blends(NATIVE_MEN, 0.06),
-    *blends(NATIVE_WOMEN, 0.06),
+    *blends(NATIVE_MEN, 0.03),
+    *blends(NATIVE_WOMEN, 0.03),
 ]
 HELD_OUT = kokoro("am_michael am_puck bm_george af_bella bf_emma bf_lily", 1)
 
