@@ -149,6 +149,16 @@ class Aligner(nn.Module):
         parameters = self.percepts[name]
         return F.linear(mean, self.words[name]) * parameters[0].exp() + parameters[1:]
 
+    @torch.no_grad()
+    def felt(self, mean: torch.Tensor, facts: dict) -> dict[str, bool]:
+        """Whether a clip's mean embedding lies nearest to the true word, for each percept that the clip settles."""
+        right = {}
+        for name, values in PERCEPTS.items():
+            value = percept(facts, name)
+            if value is not None:
+                right[name] = int(self.percept_scores(mean, name).argmax()) == list(values).index(value)
+        return right
+
     def losses(self, frames: torch.Tensor, lengths: torch.Tensor, facts: list[dict], targets: list[list[int]] | None, drop: float):
         """CTC (0 without targets), percepts, and a bound on the size of embeddings."""
         heard, lengths = self.adaptor(F.dropout(frames, drop, self.training)), (lengths + 1) // 2

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import common
-from .adaptor import PERCEPTS, Aligner, Pieces, percept
+from .adaptor import Aligner, Pieces
 from .dataset import Training, collate, read_features
 from .decoder import Weights
 from .measure import plain
@@ -40,12 +40,9 @@ def evaluate(aligner: Aligner, pieces: Pieces, paths: list) -> dict:
                 if example.facts["text"]:
                     said.append(plain(example.facts["text"]))
                     heard.append(pieces.text(aligner.scores(mine).argmax(-1).tolist())[0])
-                for name, values in PERCEPTS.items():
-                    value = percept(example.facts, name)
-                    if value is not None:
-                        guess = int(aligner.percept_scores(mine.mean(0), name).argmax())
-                        asked[name] = asked.get(name, 0) + 1
-                        right[name] = right.get(name, 0) + (guess == list(values).index(value))
+                for name, is_right in aligner.felt(mine.mean(0), example.facts).items():
+                    asked[name] = asked.get(name, 0) + 1
+                    right[name] = right.get(name, 0) + is_right
         result[path.stem] = {"wer": round(100 * jiwer.wer(said, heard), 1)} | {n: round(100 * right[n] / asked[n]) for n in asked}
     aligner.train()
     return result

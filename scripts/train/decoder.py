@@ -52,6 +52,12 @@ class LowRank(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def form(low_rank: dict[str, torch.Tensor]) -> tuple[list[str], int]:
+    """Which matrices published updates belong to (of q k v o gate up down), and their rank."""
+    targets = sorted({name.split(".")[4].removesuffix("_proj") for name in low_rank})
+    return targets, next(t.shape[0] for n, t in low_rank.items() if ".lora_A" in n)
+
+
 class Span(NamedTuple):
     """Rows `start` to `end` attend to each other only, True in `mask` where query (row) sees key (column)."""
 

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from . import common
 from .adaptor import Adaptor
 from .dataset import Example, collate, read_features
-from .decoder import Decoder, Weights, generate
+from .decoder import Decoder, Weights, form, generate
 from .measure import plain
-from .tasks import BEGIN, END, REST, TRANSCRIBE, heard, percepts
+from .tasks import BEGIN, END, REST, TRANSCRIBE, heard, named, percepts
 from .whisper import FULL, Form, Whisper, log_mel
 
 BATCH = 30
@@ -54,9 +54,7 @@ class Listener:
         low_rank = load_file(folder / "lora.safetensors")
         settings = folder / "train.json"
         scale = json.loads(settings.read_text())["lora"]["scale"] if settings.exists() else 2.0
-        targets = sorted({name.split(".")[4].removesuffix("_proj") for name in low_rank})
-        rank = next(t.shape[0] for n, t in low_rank.items() if ".lora_A" in n)
-        self.decoder = Decoder(Weights(work), targets, rank, scale)
+        self.decoder = Decoder(Weights(work), *form(low_rank), scale)
         self.decoder.load_low_rank(low_rank)
         self.adaptor = Adaptor().load(folder / "adaptor.safetensors")
         self.tokenizer, self.pause = Tokenizer.from_file(str(work / "tokenizer.json")), pause
@@ -84,17 +82,11 @@ class Listener:
         return out
 
 
-def named(reasoning: str) -> set[str]:
-    """The percepts a chain names."""
-    found = re.search(r"I hear (.*?)\.", reasoning)
-    return {p.strip() for p in found.group(1).split(",")} if found else set()
-
-
 def truth(chains: list[str], facts: list[dict]) -> dict:
     """Per percept: how often the true one is named; and of all percepts named, the share that is true."""
     right, asked, good, all_named = defaultdict(int), defaultdict(int), 0, 0
     for chain, fact in zip(chains, facts):
-        said, true = named(chain), heard(fact)
+        said, true = set(named(chain)), heard(fact)
         good, all_named = good + len(said & set(true.values())), all_named + len(said)
         for name, words in true.items():
             kind = f"{name}:{words}" if name in ("who", "pace", "volume") else name

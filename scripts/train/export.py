@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from . import common
+from .decoder import form
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for name, tensors in (("adaptor", adaptor), ("lora", low_rank)):
         save_file({n: t.detach().half().contiguous() for n, t in tensors.items()}, args.out / f"{name}.safetensors")
-    rank = next(t.shape[0] for n, t in low_rank.items() if ".lora_A" in n)
+    _, rank = form(low_rank)
     settings = {
         "lora": {"rank": rank, "alpha": args.scale * rank, "scale": args.scale},
         "encoder": {"attention": "block", "block_s": args.block, "left_s": args.left, "log_mel_peak": args.peak},

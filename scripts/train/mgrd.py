@@ -22,9 +22,9 @@ from tqdm import tqdm
 from . import common
 from .adaptor import Adaptor
 from .dataset import Example, Training, collate
-from .decoder import Decoder, Weights, generate
+from .decoder import Decoder, Weights, form, generate
 from .instruct import Pack
-from .tasks import BEGIN, CONTOUR, END, PACE, PITCH, REST, SOUND, VOLUME, WHO, Branch, ask, heard, questions
+from .tasks import BEGIN, CONTOUR, END, PACE, PITCH, REST, SOUND, VOLUME, WHO, Branch, ask, heard, named, questions
 
 BEGUN = "<think>\n"
 PHRASES = {phrase: name for name, table in (("who", WHO), ("pitch", PITCH), ("pace", PACE), ("volume", VOLUME), ("noise", SOUND), ("contour", CONTOUR)) for phrase in table.values()}
@@ -53,8 +53,8 @@ def judge(text: str, facts: dict, answer: str) -> Verdict:
     """Of all that stands behind `<think>`: percepts it names, by their truth; whether it is whole; whether the reply is right."""
     chain, closed, reply = text.partition("</think>")
     truths, true, false = heard(facts), 0, 0
-    listed = re.search(r"I hear ([^.]*)", chain)
-    for phrase in (p.strip() for p in (listed.group(1) if listed else "").split(",")):
+    listed = named(chain)
+    for phrase in listed:
         event = re.search(r"\b(beep|knock)s?\b", phrase)
         name = "event" if event else PHRASES.get(phrase)
         if name is None:
@@ -76,9 +76,7 @@ class Learner:
         self.args, self.tokenizer = args, Tokenizer.from_file(str(args.work / "tokenizer.json"))
         mine = args.work / "mgrd.pt"
         state = torch.load(mine if mine.exists() else args.work / "instruct.pt")
-        targets = sorted({name.split(".")[4].removesuffix("_proj") for name in state["low_rank"]})
-        rank = next(t.shape[0] for n, t in state["low_rank"].items() if ".lora_A" in n)
-        self.decoder = Decoder(Weights(args.work), targets, rank, args.scale)
+        self.decoder = Decoder(Weights(args.work), *form(state["low_rank"]), args.scale)
         self.decoder.load_low_rank(state["low_rank"])
         self.adaptor = Adaptor()
         self.adaptor.load_state_dict({n.removeprefix("adaptor."): t for n, t in state["aligner"].items() if n.startswith("adaptor.")})

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import common
-from .adaptor import PERCEPTS, Adaptor, Aligner, Pieces, percept
+from .adaptor import PERCEPTS, Adaptor, Aligner, Pieces
 from .dataset import Example, Training, collate
 from .decoder import Weights
 
@@ -77,15 +77,9 @@ def compare(adaptor: Adaptor, before: Adaptor, examples: list[Example], early: i
 @torch.no_grad()
 def felt(aligner: Aligner, examples: list[Example], prepare) -> dict:
     """Share of the clips whose mean embedding lies nearest to the true word, per percept, in percent."""
-    right, asked = dict.fromkeys(PERCEPTS, 0), dict.fromkeys(PERCEPTS, 0)
-    for example in examples:
-        mean = aligner.adaptor(prepare(example.features.float()[None]))[0].mean(0)
-        for name, values in PERCEPTS.items():
-            value = percept(example.facts, name)
-            if value is not None:
-                asked[name] += 1
-                right[name] += int(aligner.percept_scores(mean, name).argmax()) == list(values).index(value)
-    return {name: round(100 * right[name] / max(1, asked[name])) for name in PERCEPTS}
+    heard = [aligner.felt(aligner.adaptor(prepare(e.features.float()[None]))[0].mean(0), e.facts) for e in examples]
+    asked = {name: [felt[name] for felt in heard if name in felt] for name in PERCEPTS}
+    return {name: round(100 * sum(right) / max(1, len(right))) for name, right in asked.items()}
 
 
 def main() -> None:

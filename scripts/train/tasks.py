@@ -5,6 +5,7 @@ The reasoning has one form, because the runtime may put a better ear's words int
 """
 
 import random
+import re
 from dataclasses import dataclass
 
 from .adaptor import percept
@@ -49,6 +50,12 @@ def heard(facts: dict) -> dict[str, str]:
     if facts.get("event"):
         said["count"], said["event"] = " and ".join([f"a {facts['event']}"] * facts["count"]), events(facts)
     return {name: words for name, words in said.items() if words}
+
+
+def named(reasoning: str) -> list[str]:
+    """What a chain says that it hears, piece by piece."""
+    found = re.search(r"I hear (.*?)\.", reasoning)
+    return [piece.strip() for piece in found.group(1).split(",")] if found else []
 
 
 def percepts(facts: dict) -> str:
