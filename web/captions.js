@@ -250,10 +250,15 @@ async function followStream(signal) {
   }
 }
 
+/** What the server has kept of a conversation, if there is one: how it answered, and the story. */
+async function told(id) {
+  const answer = typeof id === "string" && id ? await ask(`v1/conversations/${id}`).catch(() => null) : null;
+  return { status: answer?.status, story: answer?.ok ? await answer.json().catch(() => null) : null };
+}
+
 /** All that the server has kept of a stream; none where it keeps nothing. */
 async function showStream(id) {
-  const answer = id ? await ask(`v1/conversations/${id}`).catch(() => null) : null;
-  const story = answer?.ok ? await answer.json().catch(() => null) : null;
+  const { story } = await told(id);
   clear(story);
   if (overlay) greet();
   rememberStream({ conversation: id, last: story?.last_event ?? 0 });
@@ -523,10 +528,8 @@ async function begin() {
     if (query.has("whip") || stream.on) startStream();
     return;
   }
-  const id = load("hearken.captions.conversation", sessionStorage);
-  const answer = typeof id === "string" && id ? await ask(`v1/conversations/${id}`).catch(() => null) : null;
-  if (answer?.status === 401) return askForToken();
-  const story = answer?.ok ? await answer.json().catch(() => null) : null;
+  const { status, story } = await told(load("hearken.captions.conversation", sessionStorage));
+  if (status === 401) return askForToken();
   if (!story) return wire.connect();
   clear(story);
   wire.goTo(story.resume ?? null, story.last_event);

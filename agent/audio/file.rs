@@ -4,6 +4,7 @@
 //! by what the listener keeps.
 
 use std::io::{Read, Seek};
+use std::ops::Range;
 use std::path::Path;
 
 use opus::MSDecoder;
@@ -15,7 +16,7 @@ use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::meta::MetadataOptions;
 use symphonia::core::packet::Packet;
 
-use super::opus::{LONGEST, OpusDecoder};
+use super::opus::{LONGEST, OpusDecoder, clean};
 use super::resample::Resampler;
 use super::{AudioError, RATE, samples};
 
@@ -121,13 +122,13 @@ fn decode<S: MediaSource + Read + Seek + 'static>(
     let out = vec![Vec::new(); lanes];
     let mut sink = Sink { listener, out, given: 0, is_wanted: true, resamplers: None, limit, limit_seconds };
     if params.codec == CODEC_ID_OPUS {
-        let pre_skip = track.delay.unwrap_or(0) as usize;
+        let padding = Padding { skip: track.delay.unwrap_or(0) as usize / 3 };
         let head = params.extra_data.clone().unwrap_or_default();
         // The decoder of one lane mixes down.
         if lanes == 1 {
-            opus(&mut *format, id, pre_skip, &mut sink)?
+            opus(&mut *format, id, padding, &mut sink)?
         } else {
-            opus_lanes(&mut *format, id, &head, &mut sink)?
+            opus_lanes(&mut *format, id, padding, &head, &mut sink)?
         }
     } else {
         let decoder = symphonia::default::get_codecs()
@@ -186,25 +187,42 @@ fn packets(
     Ok(())
 }
 
-/// RFC 7845: the first `pre_skip` samples at 48 kHz warm the decoder up, and the last page says how much of the end is padding.
-fn opus(format: &mut dyn FormatReader, id: u32, pre_skip: usize, sink: &mut Sink<'_>) -> Result<(), FileError> {
+/// What of an Opus stream does not count (RFC 7845): the first samples warm the decoder up, and the last page says how much of the end is padding. Both are
+/// counted at 48 kHz.
+struct Padding {
+    /// Samples still to be skipped.
+    skip: usize,
+}
+
+impl Padding {
+    /// What counts of the next packet's `n` samples.
+    fn cut(&mut self, packet: &Packet, n: usize) -> Range<usize> {
+        let from = self.skip.min(n);
+        self.skip -= from;
+        from..n.saturating_sub(packet.trim_end.get() as usize / 3).max(from)
+    }
+}
+
+fn opus(format: &mut dyn FormatReader, id: u32, mut padding: Padding, sink: &mut Sink<'_>) -> Result<(), FileError> {
     let mut decoder = OpusDecoder::default();
-    let mut skip = pre_skip / 3;
     while let Some(packet) = next(format, id)?.filter(|_| sink.is_wanted) {
         // A packet that cannot be decoded is a hole of the usual length.
         let heard = if decoder.decode(&packet.data).is_ok() { decoder.latest() } else { decoder.conceal(None) };
-        let cut = skip.min(heard.len());
-        skip -= cut;
-        let end = heard.len().saturating_sub(packet.trim_end.get() as usize / 3).max(cut);
-        sink.push(RATE, &[&heard[cut..end]])?;
+        sink.push(RATE, &[&heard[padding.cut(&packet, heard.len())]])?;
     }
     Ok(())
 }
 
 /// As [`opus`], lane by lane, by the identification header.
-fn opus_lanes(format: &mut dyn FormatReader, id: u32, head: &[u8], sink: &mut Sink<'_>) -> Result<(), FileError> {
+fn opus_lanes(
+    format: &mut dyn FormatReader,
+    id: u32,
+    mut padding: Padding,
+    head: &[u8],
+    sink: &mut Sink<'_>,
+) -> Result<(), FileError> {
     let lanes = sink.out.len();
-    // RFC 7845, 5.1: the channels, the samples to be skipped, and which streams make up the channels.
+    // RFC 7845, 5.1: the channels, and which streams make them up.
     let (channels, mapping) = (head.get(9).copied().unwrap_or(0), head.get(18).copied().unwrap_or(0));
     if usize::from(channels) != lanes {
         return Err(FileError::NotTwo);
@@ -218,8 +236,6 @@ fn opus_lanes(format: &mut dyn FormatReader, id: u32, head: &[u8], sink: &mut Si
     };
     let places = places.get(..lanes).ok_or_else(|| broken("the Opus header is too short"))?;
     let mut decoder = MSDecoder::new(RATE, streams, coupled, places).map_err(|e| broken(e.code().description()))?;
-    let pre_skip = head.get(10..12).map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
-    let mut skip = usize::from(pre_skip) / 3;
     let mut buffer = vec![0.0; lanes * LONGEST];
     let mut heard = vec![Vec::new(); lanes];
     let mut usual = 0;
@@ -231,12 +247,11 @@ fn opus_lanes(format: &mut dyn FormatReader, id: u32, head: &[u8], sink: &mut Si
             Some(n) => usual = n,
             None => buffer[..usual * lanes].fill(0.0),
         }
-        let cut = skip.min(usual);
-        skip -= cut;
-        let end = usual.saturating_sub(packet.trim_end.get() as usize / 3).max(cut);
+        clean(&mut buffer[..usual * lanes]);
+        let Range { start, end } = padding.cut(&packet, usual);
         for (n, lane) in heard.iter_mut().enumerate() {
             lane.clear();
-            lane.extend(buffer[cut * lanes..end * lanes].iter().skip(n).step_by(lanes));
+            lane.extend(buffer[start * lanes..end * lanes].iter().skip(n).step_by(lanes));
         }
         sink.push(RATE, &heard)?;
     }

@@ -67,12 +67,15 @@ impl OpusDecoder {
         self.cleaned(n)
     }
 
-    /// The float decoder may overshoot; detectors and models expect −1..1.
     fn cleaned(&mut self, n: usize) -> &[f32] {
-        let out = &mut self.buffer[..n];
-        out.iter_mut().for_each(|x| *x = if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
-        out
+        clean(&mut self.buffer[..n]);
+        &self.buffer[..n]
     }
+}
+
+/// The float decoder may overshoot; detectors and models expect −1..1.
+pub(super) fn clean(samples: &mut [f32]) {
+    samples.iter_mut().for_each(|x| *x = if x.is_finite() { x.clamp(-1.0, 1.0) } else { 0.0 });
 }
 
 /// libopus makes up whole multiples of 2.5 ms.

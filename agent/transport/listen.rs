@@ -63,6 +63,8 @@ pub(super) enum Resume {
 /// Takes in what one client sends.
 pub(super) struct Ears {
     app: Arc<App>,
+    /// The name of the conversation that it goes into.
+    pub(super) conversation: String,
     intake: Intake,
     ring: Writer,
     sound: Arc<Notify>,
@@ -90,17 +92,19 @@ pub(super) fn session(
     let (sound, said_goodbye) = (Arc::new(Notify::new()), Arc::new(AtomicBool::new(false)));
     let (events, queue) = mpsc::channel(EVENTS);
     let (goodbye, told) = oneshot::channel();
+    let format = caller.settings.format;
+    let line = Line::new(ring, sound.clone(), queue, said_goodbye.clone(), frames, goodbye, format);
+    let conversation = task::begin(app.clone(), line, caller);
     let ears = Ears {
         app: app.clone(),
-        intake: Intake::new(caller.settings.format),
+        conversation,
+        intake: Intake::new(format),
         ring: writer,
-        sound: sound.clone(),
+        sound,
         events,
-        said_goodbye: said_goodbye.clone(),
+        said_goodbye,
         fresh: Vec::new(),
     };
-    let line = Line::new(ring, sound, queue, said_goodbye, frames, goodbye, caller.settings.format);
-    task::begin(app.clone(), line, caller);
     let ended = async move {
         told.await.unwrap_or_else(|_| {
             count(&app.metrics.session_panics);

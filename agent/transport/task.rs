@@ -28,8 +28,8 @@ use crate::session::{Birth, EarId, Input, Output, Session, TurnId};
 /// How long the last events of a session may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Gives a line to its session, or begins one.
-pub(super) fn begin(app: Arc<App>, mut line: Line, caller: Caller) {
+/// Gives a line to its session, or begins one; the name of its conversation.
+pub(super) fn begin(app: Arc<App>, mut line: Line, caller: Caller) -> String {
     let (id, suffix) = app.next_session();
     let again = match &caller.resume {
         Resume::Again(name, _) => Some(name.clone()),
@@ -38,8 +38,8 @@ pub(super) fn begin(app: Arc<App>, mut line: Line, caller: Caller) {
     let name = again.unwrap_or_else(|| format!("conv_{suffix}"));
     let can_resume = app.journal.as_ref().is_some_and(Journal::can_resume);
     if caller.resume == Resume::Never || !can_resume {
-        tokio::spawn(run(app, id, name, line, caller, None));
-        return;
+        tokio::spawn(run(app, id, name.clone(), line, caller, None));
+        return name;
     }
     if let Resume::Again(_, after) = caller.resume {
         line.after = Some(after);
@@ -49,9 +49,10 @@ pub(super) fn begin(app: Arc<App>, mut line: Line, caller: Caller) {
         Visit::Let => {}
         Visit::Later(line) => line.end(Goodbye::new(close_code::RESTART, "the session is ending; connect again")),
         Visit::Yours(line, resident, door) => {
-            drop(tokio::spawn(run(app, id, name, line, caller, Some((resident, door)))))
+            drop(tokio::spawn(run(app, id, name.clone(), line, caller, Some((resident, door)))))
         }
     }
+    name
 }
 
 /// Gives the engine's memory back and keeps the count, however the session ends.

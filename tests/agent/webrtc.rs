@@ -10,11 +10,12 @@ use rtc::peer_connection::configuration::RTCOfferOptions;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::task::JoinHandle;
 use webrtc::peer_connection::RTCPeerConnectionState;
 
 use crate::harness::{Asked, Server, config, noise_f32, serve, soon, speech};
 use crate::journal::{kept, number};
-use crate::phone::{Phone, http};
+use crate::phone::{Answer, Phone, http};
 use crate::relay::{Relay, Weather};
 
 pub const CALLS: &str = "/v1/realtime/calls";
@@ -477,14 +478,10 @@ async fn a_bad_network_loses_no_session_and_no_event() {
     phone.say("Still there?", &mut server).await;
 }
 
-#[tokio::test]
-async fn a_stream_for_captions_is_written_down_and_not_answered() {
-    let mut server = serve(config()).await;
-    let mut phone = Phone::new(111).await;
-    let offer = phone.offer().await;
-    let refused = http(server.address, "POST", "/v1/whip?kind=radio", &[SDP], offer.as_bytes()).await;
-    assert!(refused.status == 400 && refused.body.contains("invalid_value"), "{}", refused.body);
-    let answer = http(server.address, "POST", "/v1/whip?kind=captions&notes=0", &[SDP], offer.as_bytes()).await;
+/// Begins a stream of captions, in which a word is said; where it is, and what reads its events to their end.
+async fn captions(server: &mut Server, phone: &mut Phone, offer: &str, query: &str) -> (String, JoinHandle<Answer>) {
+    let path = format!("/v1/whip?kind=captions{query}");
+    let answer = http(server.address, "POST", &path, &[SDP], offer.as_bytes()).await;
     assert_eq!(answer.status, 201, "{}", answer.body);
     let location = answer.header("location").unwrap().to_owned();
     let reader = tokio::spawn({
@@ -495,6 +492,17 @@ async fn a_stream_for_captions_is_written_down_and_not_answered() {
     phone.connected().await;
     phone.speak(&noise_f32(2.5, |t| (0.5..1.5).contains(&t))).await;
     server.opened().await.read(["A", " word."]).await;
+    (location, reader)
+}
+
+#[tokio::test]
+async fn a_stream_for_captions_is_written_down_and_not_answered() {
+    let mut server = serve(config()).await;
+    let mut phone = Phone::new(111).await;
+    let offer = phone.offer().await;
+    let refused = http(server.address, "POST", "/v1/whip?kind=radio", &[SDP], offer.as_bytes()).await;
+    assert!(refused.status == 400 && refused.body.contains("invalid_value"), "{}", refused.body);
+    let (location, reader) = captions(&mut server, &mut phone, &offer, "&notes=0").await;
     // What is written down is told; then it ends, and nobody was ever asked.
     let list = http(server.address, "GET", "/v1/realtime/calls", &[], b"").await;
     assert!(list.body.contains("\"kind\":\"captions\""), "{}", list.body);
@@ -510,16 +518,7 @@ async fn a_stream_for_captions_is_noted_turn_by_turn_and_kept() {
     let mut server = serve(kept(folder.path())).await;
     let mut phone = Phone::new(111).await;
     let offer = phone.offer().await;
-    let answer = http(server.address, "POST", "/v1/whip?kind=captions", &[SDP], offer.as_bytes()).await;
-    let location = answer.header("location").unwrap().to_owned();
-    let reader = tokio::spawn({
-        let (address, events) = (server.address, format!("{location}/events"));
-        async move { http(address, "GET", &events, &[], b"").await }
-    });
-    phone.accept(&answer.body).await;
-    phone.connected().await;
-    phone.speak(&noise_f32(2.5, |t| (0.5..1.5).contains(&t))).await;
-    server.opened().await.read(["A", " word."]).await;
+    let (location, reader) = captions(&mut server, &mut phone, &offer, "").await;
     let asked = server.asked().await;
     let sounds = |item: &Item| matches!(item, Item::Message { content, .. } if content.iter().any(|c| matches!(c, Content::Sound(_))));
     assert!(asked.request.conversation.iter().any(sounds), "it is asked about the sound");

@@ -6,7 +6,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::extract::ws::close_code;
-use serde_json::Value;
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use webrtc::data_channel::{DataChannel, DataChannelEvent};
@@ -65,8 +64,12 @@ pub(super) struct Call {
 pub(super) async fn serve(app: Arc<App>, call: Arc<Call>, events: Events, caller: Caller, place: OwnedSemaphorePermit) {
     let (frames, queue) = mpsc::channel(app.config.limits.send_queue);
     let (ears, session) = listen::session(app.clone(), caller, frames);
+    if app.journal.is_some() {
+        // It is set here alone.
+        let _ = call.conversation.set(ears.conversation.clone());
+    }
     let (ask, questions) = mpsc::channel(QUESTIONS);
-    let writer = tokio::spawn(write(call.clone(), app.journal.is_some(), queue, ask));
+    let writer = tokio::spawn(write(call.clone(), queue, ask));
     let (open, opened) = watch::channel(None);
     let talker = tokio::spawn(talk(app.clone(), call.clone(), opened));
     tokio::pin!(session);
@@ -91,16 +94,9 @@ pub(super) async fn serve(app: Arc<App>, call: Arc<Call>, events: Events, caller
 }
 
 /// Puts up what the session says, until it says no more; and asks what is to be asked about it.
-async fn write(call: Arc<Call>, is_kept: bool, mut queue: mpsc::Receiver<String>, ask: mpsc::Sender<String>) {
+async fn write(call: Arc<Call>, mut queue: mpsc::Receiver<String>, ask: mpsc::Sender<String>) {
     let mut notes = call.is_noted.then(Notes::default);
     while let Some(frame) = queue.recv().await {
-        if is_kept && call.conversation.get().is_none() {
-            // Its first event names the session, and so the conversation.
-            let name = serde_json::from_str::<Value>(&frame)
-                .ok()
-                .and_then(|event| Some(format!("conv_{}", event["session"]["id"].as_str()?.strip_prefix("sess_")?)));
-            name.into_iter().for_each(|name| drop(call.conversation.set(name)));
-        }
         let asked = notes.as_mut().map(|notes| notes.see(&frame)).unwrap_or_default();
         call.board.put(frame);
         for question in asked {
