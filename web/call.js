@@ -97,8 +97,9 @@ class HearkenCall extends HTMLElement {
   #id = null;
   #call = null;
   #rows = new Map();
-  /** What is being said now, by party. */
+  /** What is being said now, by party: at the top, where one who watches a call looks. */
   #now = new Map();
+  #saying = element("ul", "saying");
   #title = element("h2", "call-title");
   #about = element("p", "hint");
   #live = element("p", "live-line");
@@ -153,6 +154,7 @@ class HearkenCall extends HTMLElement {
       back,
       element("header", "call-head", element("div", "", this.#title, this.#about), saving),
       element("div", "lines", this.#live, this.#recorded),
+      this.#saying,
       section("sum", "Summary", this.#summary),
       section("warned", "Alerts", this.#alerts),
       section("time-section", "Timeline", this.#timeline, this.#audio, this.#nosound),
@@ -205,6 +207,7 @@ class HearkenCall extends HTMLElement {
       this.#id = call.id;
       this.#rows.clear();
       this.#now.clear();
+      this.#saying.replaceChildren();
       this.#turns.replaceChildren();
       this.#audio.pause();
       this.#timeline.call = call;
@@ -233,7 +236,7 @@ class HearkenCall extends HTMLElement {
     this.#drawFigures(call);
     this.#timeline.call = call;
     this.#drawTurns(call, names, isOver);
-    this.#sections["said-section"].hidden = this.#turns.childElementCount === 0;
+    this.#sections["said-section"].hidden = call.turns.length === 0;
   }
 
   #drawAlerts({ alerts, marks }) {
@@ -290,8 +293,8 @@ class HearkenCall extends HTMLElement {
     });
   }
 
-  /** Those who are speaking, below all that was said. */
   #drawNow(saying, names) {
+    this.#saying.hidden = saying.length === 0;
     for (const [party, { row }] of this.#now) {
       if (saying.some((each) => each.party === party)) continue;
       row.remove();
@@ -305,7 +308,7 @@ class HearkenCall extends HTMLElement {
         row.dataset.party = names.indexOf(each.party);
         now = { row, said };
         this.#now.set(each.party, now);
-        this.#turns.append(row);
+        this.#saying.append(row);
       }
       words(now.said, each);
     }

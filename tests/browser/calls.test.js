@@ -351,6 +351,8 @@ describe("a phone call", () => {
     }, null, { timeout: TURN });
     const told = await (await certain(page)).jsonValue();
     assert.equal(await turns(page).count(), 0, "the turn is not over");
+    const { y, height } = await page.locator(".now-saying").boundingBox();
+    assert.ok(y + height < 820, "nobody scrolls for what is being said");
     await page.screenshot({ path: out("calls-phone-line.png") });
     await accessible(page, "calls, while somebody speaks");
     await hand.bringToFront();
