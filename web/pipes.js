@@ -40,8 +40,9 @@ export class SocketPipe {
   constructor(base, options, on) {
     const url = addressOf(base, "v1/realtime", options);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-    // A browser cannot set headers on a WebSocket, so the token goes as a subprotocol.
-    const key = options.token ? [`openai-insecure-api-key.${options.token}`] : [];
+    // A browser cannot set headers on a WebSocket, so the token goes as a subprotocol, in which not every sign may stand.
+    const coded = (token) => btoa(token).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+    const key = options.token ? [`hearken-key.${coded(options.token)}`] : [];
     this.#socket = new WebSocket(url, ["realtime", ...key]);
     this.#socket.binaryType = "arraybuffer";
     this.#socket.onmessage = ({ data }) => typeof data === "string" && on.text(data);

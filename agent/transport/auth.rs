@@ -8,9 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
 use super::http::refuse;
@@ -23,6 +25,8 @@ use crate::protocol::openai::{ErrorBody, SessionUpdate};
 
 /// How browsers pass a key, which cannot set headers on a WebSocket.
 pub(super) const KEY_PROTOCOL: &str = "openai-insecure-api-key.";
+/// The same in base64url, for tokens with signs that a subprotocol may not hold.
+const CODED_KEY_PROTOCOL: &str = "hearken-key.";
 
 /// What a request may do; the door leaves it with each request as an extension.
 #[derive(Debug, Clone, Default)]
@@ -62,8 +66,7 @@ impl Guard {
 
     /// From where: for every route.
     fn place(&self, headers: &HeaderMap) -> Result<(), Refused> {
-        let text =
-            |name| headers.get(name).map(|v: &header::HeaderValue| v.to_str().unwrap_or("?").to_ascii_lowercase());
+        let text = |name| headers.get(name).map(|v: &HeaderValue| v.to_str().unwrap_or("?").to_ascii_lowercase());
         let host = text(header::HOST);
         if self.loopback
             && let Some(host) = &host
@@ -79,13 +82,16 @@ impl Guard {
 
     /// With what: for the API.
     fn token(&self, headers: &HeaderMap) -> Result<Access, Refused> {
-        let text = |name| headers.get_all(name).into_iter().filter_map(|v: &header::HeaderValue| v.to_str().ok());
+        let text = |name| headers.get_all(name).into_iter().filter_map(|v: &HeaderValue| v.to_str().ok());
         let bearer = text(header::AUTHORIZATION)
             .filter_map(|v| v.split_once(' '))
             .filter_map(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer").then_some(token.trim()));
-        let offered = text(header::SEC_WEBSOCKET_PROTOCOL).flat_map(|v| v.split(','));
-        let keys = offered.filter_map(|p| p.trim().strip_prefix(KEY_PROTOCOL));
-        self.access(bearer.chain(keys))
+        let offered: Vec<&str> = text(header::SEC_WEBSOCKET_PROTOCOL).flat_map(|v| v.split(',')).collect();
+        let keys = offered.iter().filter_map(|p| p.trim().strip_prefix(KEY_PROTOCOL));
+        let coded =
+            offered.iter().filter_map(|p| URL_SAFE_NO_PAD.decode(p.trim().strip_prefix(CODED_KEY_PROTOCOL)?).ok());
+        let coded: Vec<String> = coded.filter_map(|key| String::from_utf8(key).ok()).collect();
+        self.access(bearer.chain(keys).chain(coded.iter().map(String::as_str)))
     }
 
     /// What these tokens open.
@@ -123,8 +129,31 @@ fn is_loopback(host: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// The layer.
-pub(super) async fn check(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+/// The layer. A page of a listed site is told so in the way browsers want to hear it (CORS), or they would keep the answer from it. What a browser asks
+/// beforehand carries no token and is answered here.
+pub(super) async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let Some(origin) = headers.get(header::ORIGIN).filter(|_| app.guard.place(headers).is_ok()).cloned() else {
+        return admit(app, request, next).await;
+    };
+    let asks = request.method() == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    let wanted = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS).filter(|_| asks).cloned();
+    let mut response = if asks { StatusCode::NO_CONTENT.into_response() } else { admit(app, request, next).await };
+    let told = response.headers_mut();
+    told.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    told.append(header::VARY, HeaderValue::from_static("origin"));
+    told.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    if asks {
+        told.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, PATCH, DELETE"));
+        wanted.map(|wanted| told.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, wanted));
+    }
+    response
+}
+
+/// Of an answer's headers, those that a page of another site may read beside the usual ones.
+const EXPOSED: &str = "location, link, etag, retry-after, content-range, content-disposition";
+
+async fn admit(app: Arc<App>, mut request: Request, next: Next) -> Response {
     let headers = request.headers();
     // A phone line brings its token in its first message.
     let api = request.uri().path().starts_with("/v1/") && request.uri().path() != telephony::PATH;
@@ -154,7 +183,7 @@ pub(super) async fn check(State(app): State<Arc<App>>, mut request: Request, nex
     };
     let mut response = refuse(status, &ErrorBody::invalid(code, message)).into_response();
     if refused == Refused::Token {
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
 }
@@ -216,6 +245,8 @@ mod tests {
         assert_ne!(right, Tenant::default(), "a token is a tenant of its own");
         let protocols = [("sec-websocket-protocol", "realtime, openai-insecure-api-key.right")];
         assert_eq!(verdict(&protocols), Ok(right));
+        assert_eq!(verdict(&[("sec-websocket-protocol", "realtime, hearken-key.cmlnaHQ")]), Ok(right));
+        assert_eq!(verdict(&[("sec-websocket-protocol", "realtime, hearken-key.d3Jvbmc")]), Err(Refused::Token));
         for wrong in ["Bearer wrong", "Bearer ", "right", "Basic right"] {
             assert_eq!(verdict(&[("authorization", wrong)]), Err(Refused::Token), "{wrong}");
         }

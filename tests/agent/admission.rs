@@ -74,6 +74,29 @@ async fn pages_of_other_sites_and_rebound_names_stay_out() {
 }
 
 #[tokio::test]
+async fn a_listed_site_may_read_what_it_asks_for_and_others_may_not() {
+    let mut config = config();
+    config.server.allowed_origins = vec!["https://ours.example".into()];
+    config.server.api_tokens = vec![Secret::new("sesame")];
+    let server = serve(config).await;
+    let ours = "Origin: https://ours.example\r\n";
+    // What a browser asks beforehand has no token.
+    let asks =
+        "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization, x-stainless-lang\r\n";
+    let (code, head, _) = server.request("OPTIONS", "/v1/chat/completions", &format!("{ours}{asks}"), "").await;
+    assert_eq!(code, 204);
+    assert!(head.contains("access-control-allow-origin: https://ours.example"), "{head}");
+    assert!(head.contains("access-control-allow-headers: authorization, x-stainless-lang"), "{head}");
+    let (code, head, _) = server.get("/v1/models", &format!("{ours}Authorization: Bearer sesame\r\n")).await;
+    assert!(code == 200 && head.contains("access-control-allow-origin: https://ours.example"), "{head}");
+    let (code, head, _) = server.get("/v1/models", ours).await;
+    assert!(code == 401 && head.contains("access-control-allow-origin"), "a page can read why: {head}");
+    let evil = format!("Origin: https://evil.example\r\n{asks}");
+    let (code, head, _) = server.request("OPTIONS", "/v1/chat/completions", &evil, "").await;
+    assert!(code == 403 && !head.contains("access-control"), "{head}");
+}
+
+#[tokio::test]
 async fn the_page_the_probes_and_the_models_are_served() {
     let server = serve(config()).await;
     let (code, head, body) = server.get("/", "").await;
