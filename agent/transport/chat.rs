@@ -1,22 +1,19 @@
 //! POST /v1/chat/completions. A client that vanishes drops its response, and with it the turn.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Extension, FromRequest as _, Request, State};
 use axum::http::StatusCode;
-use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
-use futures_util::stream;
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::App;
 use super::auth::Access;
-use super::visit::{Asked, BODY, Refused, Visit};
+use super::visit::{Asked, BODY, Refused, Visit, streamed};
 use crate::engine::Event;
 use crate::protocol::chat::{Answer, Chat};
 use crate::protocol::openai::ErrorBody;
@@ -54,11 +51,18 @@ pub(super) async fn complete(
     if let Event::Failed(error) = first {
         return Err(error.into());
     }
-    let mut chunks = Chunks { _visit: visit, asked, answer, includes_usage, ready: VecDeque::new(), is_over: false };
-    chunks.ready.push_back(chunks.answer.opening().to_string());
-    chunks.take(&first);
-    let stream = stream::unfold(chunks, Chunks::next);
-    Ok(Sse::new(stream).keep_alive(KeepAlive::default()).into_response())
+    Ok(streamed(move |pieces| async move {
+        // It keeps its place for as long.
+        let _visit = visit;
+        let mut chunks = Chunks { asked, answer, includes_usage, ready: VecDeque::new(), is_over: false };
+        chunks.ready.push_back(chunks.answer.opening().to_string());
+        chunks.take(&first);
+        while let Some(chunk) = chunks.next().await {
+            if !pieces.tell(chunk).await {
+                return;
+            }
+        }
+    }))
 }
 
 async fn whole(mut asked: Asked, mut answer: Answer) -> Result<Response, Refused> {
@@ -76,7 +80,6 @@ async fn whole(mut asked: Asked, mut answer: Answer) -> Result<Response, Refused
 
 /// A streamed answer.
 struct Chunks {
-    _visit: Visit,
     asked: Asked,
     answer: Answer,
     includes_usage: bool,
@@ -85,10 +88,10 @@ struct Chunks {
 }
 
 impl Chunks {
-    async fn next(mut self) -> Option<(Result<sse::Event, Infallible>, Self)> {
+    async fn next(&mut self) -> Option<String> {
         loop {
-            if let Some(data) = self.ready.pop_front() {
-                return Some((Ok(sse::Event::default().data(data)), self));
+            if let Some(chunk) = self.ready.pop_front() {
+                return Some(chunk);
             }
             if self.is_over {
                 return None;

@@ -2,30 +2,24 @@
 //!
 //! The file is decoded on a thread of its own, which waits for the engine; a client that vanishes ends both.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::extract::{Extension, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
-use futures_util::stream;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::App;
 use super::auth::Access;
-use super::visit::{BODY, Refused, Visit, upload};
+use super::visit::{BODY, Pieces, Refused, Visit, streamed, upload};
 use crate::apps::transcribe::{AHEAD, Utterance, Words, utterances};
 use crate::audio::file::FileError;
 use crate::engine::Tenant;
 use crate::protocol::openai::ErrorBody;
 use crate::protocol::transcription::{Said, Told, Wishes, delta, done, render};
-
-/// Events that may wait for a slow reader; then the reading waits too.
-const EVENTS: usize = 64;
 
 pub(super) async fn transcribe(
     State(app): State<Arc<App>>,
@@ -44,27 +38,17 @@ pub(super) async fn transcribe(
         let content_type = [(header::CONTENT_TYPE, wishes.form.content_type())];
         return Ok((content_type, render(&said, job.seconds, &wishes)).into_response());
     }
-    let (events, queue) = mpsc::channel(EVENTS);
-    let reading = tokio::spawn(async move {
-        let last = match read(&mut job, first, Some(&events)).await {
+    Ok(streamed(|pieces| async move {
+        let last = match read(&mut job, first, Some(&pieces)).await {
             Ok(said) => done(&said, job.seconds),
             Err(refused) => json!({"error": refused.error()}),
         };
-        drop(events.send(last).await);
-    });
-    let events = stream::unfold((queue, Reading(reading)), |(mut queue, reading)| async {
-        let event: Value = queue.recv().await?;
-        Some((Ok::<_, Infallible>(sse::Event::default().data(event.to_string())), (queue, reading)))
-    });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
+        pieces.tell(last.to_string()).await;
+    }))
 }
 
 /// Reads all words, telling them as they come where somebody wants them so.
-async fn read(
-    job: &mut Job,
-    first: Option<Utterance>,
-    events: Option<&mpsc::Sender<Value>>,
-) -> Result<Vec<Said>, Refused> {
+async fn read(job: &mut Job, first: Option<Utterance>, pieces: Option<&Pieces>) -> Result<Vec<Said>, Refused> {
     let (mut said, mut told) = (Vec::new(), Told::default());
     let mut next = first;
     while let Some(Utterance { start, end, sound }) = next {
@@ -74,24 +58,16 @@ async fn read(
         let mut words = Words::begin(&*app.engine, session, job.tenant, &sound)?;
         while let Some(piece) = words.next().await? {
             text.push_str(&piece);
-            if let (Some(events), Some(piece)) = (events, told.piece(&piece)) {
-                // Nobody reads any more: the response is gone, and ends this.
-                drop(events.send(delta(&piece)).await);
+            if let (Some(pieces), Some(piece)) = (pieces, told.piece(&piece))
+                && !pieces.tell(delta(&piece).to_string()).await
+            {
+                return Ok(said);
             }
         }
         said.push(Said { start, end, text });
         next = job.next().await?;
     }
     Ok(said)
-}
-
-/// Ends the reading with the response.
-struct Reading(JoinHandle<()>);
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// A file on its way through the engine.

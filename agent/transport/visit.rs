@@ -1,5 +1,6 @@
 //! A request that is no session: it takes a place as sessions do, brings a body of bounded size, and may ask the engine for one turn.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -7,8 +8,11 @@ use std::time::Duration;
 use axum::extract::multipart::MultipartError;
 use axum::extract::{FromRequest as _, Multipart};
 use axum::http::{StatusCode, header};
+use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::OwnedSemaphorePermit;
+use futures_util::stream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinHandle;
 
 use super::App;
 use super::http::refuse;
@@ -163,6 +167,41 @@ impl Drop for Asked {
             count(&self.app.metrics.turns_cancelled);
         }
     }
+}
+
+/// Pieces of an answer that may wait for a slow reader; and how long one may keep them waiting. The engine waits with a turn that is not read, and its place and
+/// memory with it.
+const PIECES: usize = 64;
+const STALLED: Duration = Duration::from_secs(20);
+
+/// Where the pieces of a streamed answer go.
+pub(super) struct Pieces(mpsc::Sender<String>);
+
+impl Pieces {
+    /// Whether somebody still reads.
+    pub(super) async fn tell(&self, piece: String) -> bool {
+        self.0.send_timeout(piece, STALLED).await.is_ok()
+    }
+}
+
+/// Ends the work with the response.
+struct Working(JoinHandle<()>);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A streamed answer: `work` makes its pieces, until it is done or nobody reads.
+pub(super) fn streamed<W: Future<Output = ()> + Send + 'static>(work: impl FnOnce(Pieces) -> W) -> Response {
+    let (pieces, queue) = mpsc::channel(PIECES);
+    let working = Working(tokio::spawn(work(Pieces(pieces))));
+    let events = stream::unfold((queue, working), |(mut queue, working)| async {
+        let piece: String = queue.recv().await?;
+        Some((Ok::<_, Infallible>(sse::Event::default().data(piece)), (queue, working)))
+    });
+    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
 }
 
 /// A form with a file: its bytes; each other field is handed to `field`.

@@ -177,8 +177,10 @@ async fn write(
             _ = ping.tick() => Message::Ping(Default::default()),
         };
         tokio::select! {
-            goodbye = &mut hung_up => break goodbye,
+            // Sending first: once it has been polled the frame is in the sink, which sends it before what comes next.
+            biased;
             sent = sink.send(message) => if sent.is_err() { return },
+            goodbye = &mut hung_up => break goodbye,
         }
     };
     let Ok(goodbye) = goodbye else { return };

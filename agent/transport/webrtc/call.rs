@@ -71,7 +71,7 @@ pub(super) async fn serve(app: Arc<App>, call: Arc<Call>, events: Events, caller
     let (ask, questions) = mpsc::channel(QUESTIONS);
     let writer = tokio::spawn(write(call.clone(), queue, ask));
     let (open, opened) = watch::channel(None);
-    let talker = tokio::spawn(talk(app.clone(), call.clone(), opened));
+    let mut talker = tokio::spawn(talk(app.clone(), call.clone(), opened));
     tokio::pin!(session);
     let goodbye = tokio::select! {
         ended = &mut session => ended,
@@ -84,10 +84,10 @@ pub(super) async fn serve(app: Arc<App>, call: Arc<Call>, events: Events, caller
     let _ = writer.await;
     drop(open);
     if goodbye.drain {
-        let _ = timeout(GOODBYE, talker).await;
-    } else {
-        talker.abort();
+        let _ = timeout(GOODBYE, &mut talker).await;
     }
+    // What a peer that is gone never acknowledges would be waited for without end.
+    talker.abort();
     call.peer.close().await;
     app.calls.forget(&call.id);
     drop(place);
