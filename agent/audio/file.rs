@@ -124,8 +124,8 @@ fn decode<S: MediaSource + Read + Seek + 'static>(
     if params.codec == CODEC_ID_OPUS {
         let padding = Padding { skip: track.delay.unwrap_or(0) as usize / 3 };
         let head = params.extra_data.clone().unwrap_or_default();
-        // The decoder of one lane mixes down.
-        if lanes == 1 {
+        // The decoder of one lane mixes down, but of several streams in a packet (any mapping but 0) it makes noise.
+        if lanes == 1 && head.get(18).is_none_or(|mapping| *mapping == 0) {
             opus(&mut *format, id, padding, &mut sink)?
         } else {
             opus_lanes(&mut *format, id, padding, &head, &mut sink)?
@@ -213,7 +213,7 @@ fn opus(format: &mut dyn FormatReader, id: u32, mut padding: Padding, sink: &mut
     Ok(())
 }
 
-/// As [`opus`], lane by lane, by the identification header.
+/// As [`opus`], channel by channel, by the identification header; one lane is the mean of all channels.
 fn opus_lanes(
     format: &mut dyn FormatReader,
     id: u32,
@@ -224,7 +224,8 @@ fn opus_lanes(
     let lanes = sink.out.len();
     // RFC 7845, 5.1: the channels, and which streams make them up.
     let (channels, mapping) = (head.get(9).copied().unwrap_or(0), head.get(18).copied().unwrap_or(0));
-    if usize::from(channels) != lanes {
+    let channels = usize::from(channels);
+    if lanes > 1 && channels != lanes {
         return Err(FileError::NotTwo);
     }
     let broken = |what: &str| FileError::Broken(what.to_owned());
@@ -234,9 +235,9 @@ fn opus_lanes(
         (_, Some([streams, coupled, places @ ..])) => (*streams, *coupled, places),
         _ => return Err(broken("the Opus header is too short")),
     };
-    let places = places.get(..lanes).ok_or_else(|| broken("the Opus header is too short"))?;
+    let places = places.get(..channels).ok_or_else(|| broken("the Opus header is too short"))?;
     let mut decoder = MSDecoder::new(RATE, streams, coupled, places).map_err(|e| broken(e.code().description()))?;
-    let mut buffer = vec![0.0; lanes * LONGEST];
+    let mut buffer = vec![0.0; channels * LONGEST];
     let mut heard = vec![Vec::new(); lanes];
     let mut usual = 0;
     while let Some(packet) = next(format, id)?.filter(|_| sink.is_wanted) {
@@ -245,13 +246,18 @@ fn opus_lanes(
             if packet.data.is_empty() { None } else { decoder.decode_float(&packet.data, &mut buffer, false).ok() };
         match decoded {
             Some(n) => usual = n,
-            None => buffer[..usual * lanes].fill(0.0),
+            None => buffer[..usual * channels].fill(0.0),
         }
-        clean(&mut buffer[..usual * lanes]);
+        clean(&mut buffer[..usual * channels]);
         let Range { start, end } = padding.cut(&packet, usual);
         for (n, lane) in heard.iter_mut().enumerate() {
             lane.clear();
-            lane.extend(buffer[start * lanes..end * lanes].iter().skip(n).step_by(lanes));
+            let frames = buffer[start * channels..end * channels].chunks_exact(channels);
+            if lanes == 1 {
+                lane.extend(frames.map(|frame| frame.iter().sum::<f32>() / channels as f32));
+            } else {
+                lane.extend(frames.map(|frame| frame[n]));
+            }
         }
         sink.push(RATE, &heard)?;
     }

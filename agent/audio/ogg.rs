@@ -216,6 +216,14 @@ mod tests {
     }
 
     #[test]
+    fn two_lanes_read_as_one_are_their_mean() {
+        let heard = file::read_bytes(written(&[tone(440.0, 3.0), tone(1000.0, 3.0)]), 60.0).unwrap();
+        let heard = &heard[8000..40_000];
+        assert!((share(440.0, heard) - 0.15).abs() < 0.03 && (share(1000.0, heard) - 0.15).abs() < 0.03);
+        assert!(share(620.0, heard) < 0.001, "noise");
+    }
+
+    #[test]
     fn one_lane_is_a_plain_file_and_in_its_place() {
         let mut sound = vec![0.0; RATE as usize];
         sound.extend(tone(440.0, 1.0));
