@@ -68,11 +68,21 @@ impl Journal {
         sound(&self.shared.sounds, id)
     }
 
-    /// Deletes a call and its sound for good; told when they are gone.
-    pub fn forget_call(&self, id: &str) -> oneshot::Receiver<()> {
+    /// Deletes a call and its sound for good.
+    ///
+    /// # Errors
+    /// [`JournalError`]: it is still there.
+    pub async fn forget_call(&self, id: &str) -> Result<(), JournalError> {
         let (done, gone) = oneshot::channel();
-        self.put(Record::ForgetCall { id: id.to_owned(), done });
-        gone
+        let record = Record::ForgetCall { id: id.to_owned(), done };
+        // Whoever deletes may wait.
+        self.shared.queue.send(record).await.map_err(|_| JournalError::Stopped)?;
+        Ok(gone.await.map_err(|_| JournalError::Stopped)??)
+    }
+
+    /// Deletes a call whose time is over, soon.
+    pub fn drop_call(&self, id: &str) {
+        self.put(Record::ForgetCall { id: id.to_owned(), done: oneshot::channel().0 });
     }
 
     /// All calls, the oldest first. It waits for the disk: for the beginning of a program.

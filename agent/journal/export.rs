@@ -98,7 +98,7 @@ fn text(story: &Story) -> String {
     for turn in &story.turns {
         let time = clock(turn.begins_ms, '.');
         let words = if turn.words.is_empty() { "(no words written down)" } else { &turn.words };
-        let _ = write!(out, "\n[{}] {}: {words}\n", &time[..8], name(turn.who));
+        let _ = write!(out, "\n[{}] {}: {words}\n", &time[..time.len() - 4], name(turn.who));
     }
     out
 }

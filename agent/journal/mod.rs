@@ -190,6 +190,11 @@ impl Journal {
         put
     }
 
+    /// Deletes what is past its days, soon.
+    pub fn tidy(&self) {
+        self.put(Record::Tick);
+    }
+
     /// As [`Journal::put`]; and then, once it is written or cannot be, does something.
     fn put_then(&self, record: Record, then: Then) {
         if let Err(full) = self.shared.queue.try_send(Record::Then(Box::new(record), then)) {

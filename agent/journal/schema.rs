@@ -127,5 +127,7 @@ pub(super) fn sweep(connection: &mut Connection, days: u32, now: i64) -> Result<
                       (SELECT max(number) FROM events AS end WHERE end.conversation = events.conversation AND end.kind = ?3)
                   AND conversation IN (SELECT id FROM conversations WHERE updated < ?1)";
     transaction.execute(pieces, (now - PIECES_MS, Kind::Written as i64, Kind::Ends as i64))?;
-    Ok(transaction.commit()?)
+    transaction.commit()?;
+    // Else what was deleted stays readable in the log beside the file.
+    Ok(connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
 }

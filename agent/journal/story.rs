@@ -71,6 +71,8 @@ impl Story {
         }
         story.turns.retain(|turn| !turn.words.is_empty() || !turn.reasoning.is_empty() || turn.spoken);
         for turn in &mut story.turns {
+            // Of what was never over, no more is known than that it began.
+            turn.ends_ms = turn.ends_ms.max(turn.begins_ms);
             turn.words = turn.words.trim().to_owned();
             turn.reasoning = turn.reasoning.trim().to_owned();
         }

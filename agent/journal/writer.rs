@@ -37,10 +37,12 @@ pub(super) enum Record {
     Call(CallRecord),
     ForgetCall {
         id: String,
-        done: oneshot::Sender<()>,
+        done: oneshot::Sender<Result<(), rusqlite::Error>>,
     },
     /// A record, and what is to be done once it is written or cannot be.
     Then(Box<Self>, Then),
+    /// Only wakes the thread, so that it looks for what is past its days.
+    Tick,
     /// Tells whether there was such a conversation.
     Delete {
         id: String,
@@ -79,16 +81,17 @@ pub(super) fn start(
             }
             for record in batch.drain(..) {
                 match record {
-                    Record::Begin { .. } | Record::Call(_) => {}
+                    Record::Begin { .. } | Record::Call(_) | Record::Tick => {}
                     // Kept or not: a client is not left waiting for what a full disk cannot give.
                     Record::Event { number, committed, .. } => drop(committed.send_replace(number)),
                     Record::Delete { id, tenant, done } => drop(done.send(delete(&connection, &id, tenant))),
                     Record::Then(_, then) => then(),
                     Record::ForgetCall { id, done } => {
-                        if let Err(error) = calls::forget(&connection, &sounds, &id) {
+                        let forgotten = calls::forget(&connection, &sounds, &id);
+                        if let Err(error) = &forgotten {
                             tracing::error!(%error, "a call could not be deleted from the journal");
                         }
-                        let _ = done.send(());
+                        let _ = done.send(forgotten);
                     }
                 }
             }
@@ -123,7 +126,7 @@ fn write(connection: &mut Connection, batch: &[Record]) -> Result<(), rusqlite::
                 }
             }
             Record::Call(record) => calls::write(&transaction, record)?,
-            Record::Delete { .. } | Record::ForgetCall { .. } | Record::Then(..) => {}
+            Record::Delete { .. } | Record::ForgetCall { .. } | Record::Then(..) | Record::Tick => {}
         }
     }
     transaction.commit()

@@ -22,6 +22,7 @@ use super::visit::{BODY, Refused, Visit, upload};
 use crate::apps::calls::live::{Hub, Opening, Record, Told};
 use crate::audio::file::{self, FileError};
 use crate::config::Config;
+use crate::engine::Tenant;
 use crate::protocol::openai::{ErrorBody, Refusal};
 
 /// Alerts that wait to be posted.
@@ -56,6 +57,7 @@ pub(super) async fn create(
     Extension(access): Extension<Access>,
     request: Request,
 ) -> Result<Response, Refused> {
+    let tenant = owner(&access)?;
     let visit = Visit::begin(app.clone())?;
     let mut names = Names(["customer".into(), "agent".into()]);
     let form = upload(request, |name, value| names.field(name, value));
@@ -63,7 +65,7 @@ pub(super) async fn create(
     let opening = Opening {
         id: format!("call_{}", visit.suffix),
         source: "file",
-        tenant: access.tenant,
+        tenant,
         names: names.0.into(),
         sessions: (0..3).map(|_| app.next_session().0).collect(),
         is_patient: true,
@@ -105,9 +107,12 @@ pub(super) async fn create(
     }
 }
 
-pub(super) async fn list(State(app): State<Arc<App>>, Extension(access): Extension<Access>) -> Json<Value> {
-    let data: Vec<Value> = app.hub.list(access.tenant).iter().map(|record| record.show_short()).collect();
-    Json(json!({"object": "list", "data": data, "settings": settings(&app.config)}))
+pub(super) async fn list(
+    State(app): State<Arc<App>>,
+    Extension(access): Extension<Access>,
+) -> Result<Json<Value>, Refused> {
+    let data: Vec<Value> = app.hub.list(owner(&access)?).iter().map(|record| record.show_short()).collect();
+    Ok(Json(json!({"object": "list", "data": data, "settings": settings(&app.config)})))
 }
 
 /// What becomes of what is heard, for those who are to be told.
@@ -129,8 +134,17 @@ pub(super) async fn tidy(hub: Arc<Hub>, mut ending: watch::Receiver<bool>) {
     }
 }
 
+/// Whose calls these are. A client secret is in the hands of somebody who is not to know what others said.
+fn owner(access: &Access) -> Result<Tenant, Refused> {
+    if access.session.is_none() {
+        return Ok(access.tenant);
+    }
+    let message = "A client secret opens sessions; calls are for those with a token.";
+    Err(Refused::new(StatusCode::FORBIDDEN, ErrorBody::invalid("client_secret_not_enough", message)))
+}
+
 pub(super) fn find(app: &App, access: &Access, id: &str) -> Result<Arc<Record>, Refused> {
-    app.hub.find(access.tenant, id).ok_or_else(|| {
+    app.hub.find(owner(access)?, id).ok_or_else(|| {
         Refused::new(StatusCode::NOT_FOUND, ErrorBody::invalid("call_not_found", "There is no such call."))
     })
 }
@@ -166,7 +180,12 @@ pub(super) async fn forget(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Refused> {
     find(&app, &access, &id)?;
-    if app.hub.forget(access.tenant, &id).await {
+    let forgotten = app.hub.forget(access.tenant, &id).await.map_err(|error| {
+        tracing::error!(%error, "a call cannot be forgotten");
+        let error = ErrorBody::server("journal_failed", "The call cannot be deleted now.");
+        Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+    })?;
+    if forgotten {
         return Ok(StatusCode::NO_CONTENT);
     }
     let error = ErrorBody::invalid("call_is_live", "A call that goes on cannot be forgotten.");

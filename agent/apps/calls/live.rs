@@ -175,6 +175,9 @@ impl Hub {
     /// Forgets what is past its time. To be called now and then: nobody may ask for calls for days.
     pub fn tidy(&self) {
         self.sweep(&mut lock(&self.records));
+        if let Some(journal) = &self.journal {
+            journal.tidy();
+        }
     }
 
     /// A new call: what hears it, and what is to run until all of it is read and noted.
@@ -242,7 +245,7 @@ impl Hub {
 
     fn drop_at(&self, records: &mut VecDeque<Arc<Record>>, at: usize) {
         if let (Some(record), Some(journal)) = (records.remove(at), &self.journal) {
-            drop(journal.forget_call(&record.id));
+            journal.drop_call(&record.id);
         }
     }
 
@@ -267,17 +270,17 @@ impl Hub {
     }
 
     /// Forgets a call that is over, and waits until it is gone from the journal; whether there was one.
-    pub async fn forget(&self, tenant: Tenant, id: &str) -> bool {
-        let found = {
-            let mut records = lock(&self.records);
-            let is_it = |record: &Arc<Record>| record.tenant == tenant && *record.id == *id && record.is_over();
-            records.iter().position(is_it).and_then(|at| records.remove(at))
-        };
-        if let (Some(record), Some(journal)) = (&found, &self.journal) {
-            // An error means that the journal has ended.
-            let _ = journal.forget_call(&record.id).await;
+    ///
+    /// # Errors
+    /// [`JournalError`]: it is still there.
+    pub async fn forget(&self, tenant: Tenant, id: &str) -> Result<bool, JournalError> {
+        let is_it = |record: &Arc<Record>| record.tenant == tenant && *record.id == *id && record.is_over();
+        let found = lock(&self.records).iter().any(is_it);
+        if let Some(journal) = self.journal.as_ref().filter(|_| found) {
+            journal.forget_call(id).await?;
         }
-        found.is_some()
+        lock(&self.records).retain(|record| !is_it(record));
+        Ok(found)
     }
 }
 

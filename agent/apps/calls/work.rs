@@ -146,7 +146,8 @@ impl Work {
             (inner.call.said(Some(turn)), inner.call.names()[party].clone())
         };
         match self.mind().note(&before, &name, sound).await {
-            Ok(note) => {
+            Ok(mut note) => {
+                (note.text, note.reasoning) = (self.redacted(&note.text), self.redacted(&note.reasoning));
                 lock(&self.record.inner).call.set_note(turn, note.clone());
                 self.record.tell_turn(turn);
                 self.hub.see_turn(&self.record, turn, &Sign::Note(&note));
@@ -161,7 +162,7 @@ impl Work {
             return;
         }
         match self.mind().summary(&said).await {
-            Ok(summary) => lock(&self.record.inner).summary = Some(summary),
+            Ok(summary) => lock(&self.record.inner).summary = Some(self.redacted(&summary)),
             Err(error) => self.skip("summary", &error),
         }
     }
