@@ -100,10 +100,17 @@ impl Settings {
         let layers = Layers {
             preset: self.preset.as_deref(),
             file: file.as_ref().map(|(name, text)| (name.as_str(), text.as_str())),
-            environment: std::env::vars().collect(),
+            // What is not UTF-8 is not ours.
+            environment: std::env::vars_os()
+                .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
             flags,
         };
-        let config = Config::load(&layers)?;
+        let mut config = Config::load(&layers)?;
+        // A model that is named here is not one of a path that a file or the environment names.
+        if self.model.as_ref().is_some_and(|model| !Path::new(model).exists()) {
+            config.model.path = None;
+        }
         use_threads(config.model.threads);
         Ok(config)
     }
@@ -163,7 +170,8 @@ fn local(config: &Config, batched: bool) -> Result<Local> {
         path: path.clone(),
         device: config.model.device.clone(),
         words: config.model.words == Words::Beside,
-        turns: config.server.max_sessions,
+        // What a session gives up counts until the compute thread has seen it, and each mind is a turn.
+        turns: 2 * config.server.max_sessions * config.thinking.minds.max(1),
         remembered_tokens: REMEMBERED_TOKENS,
         kv: config.model.kv,
         batched,

@@ -35,7 +35,8 @@ impl Engine for Minds {
     }
 
     fn respond(&self, request: Request) -> Result<Turn, EngineError> {
-        if self.minds < 2 || request.thinking_budget < self.from || request.thinking == super::Thinking::Off {
+        let is_answered = request.ending != super::Ending::AskedAlone && request.thinking != super::Thinking::Off;
+        if self.minds < 2 || request.thinking_budget < self.from || !is_answered {
             return self.engine.respond(request);
         }
         let mut turns = Vec::with_capacity(self.minds);

@@ -240,6 +240,11 @@ impl Session {
         this
     }
 
+    /// What a client's sound comes in.
+    pub fn format(&self) -> Format {
+        self.settings.format
+    }
+
     /// Tells a client that has come, the first one or another, what holds. `format` is what its sound begins in, `resume` how it can come back.
     pub fn greet(&mut self, format: Format, resume: Option<Value>) {
         self.settings.format = format;
@@ -492,7 +497,8 @@ impl Session {
             pace: thinking.pace,
             max_reply_tokens: params.max_output_tokens.unwrap_or(s.max_output_tokens).within(thinking.max_reply_tokens),
             sampling: self.config.sampling.for_turn(self.responses),
-            words: s.transcription.is_some(),
+            // Told or not: of sound that is no longer heard they are all that is left.
+            words: true,
             ending: Ending::Known,
         }
     }
@@ -588,8 +594,12 @@ impl Session {
     }
 
     fn finish(&mut self, end: End) {
-        if let Some(running) = self.running.take() {
+        if let Some(mut running) = self.running.take() {
+            let unheard = running.opening.hears.take().filter(|_| running.opening.tells_words);
             running.end(end, &mut self.conversation, &mut self.out);
+            if let Some((item_id, content_index)) = unheard {
+                self.read_again(item_id, content_index);
+            }
             if self.compact() {
                 self.prepare();
             }

@@ -28,6 +28,11 @@ pub(super) struct Told {
     ears: (EarId, EarId),
     /// Samples, once the turn is over and nobody else tells its words.
     ends: Option<usize>,
+    /// What was told before its sound was read once more from the beginning.
+    before: Option<String>,
+    /// The newest ear that has told all of its segment, and whether one has not.
+    last: Option<EarId>,
+    is_lost: bool,
 }
 
 /// A response that nobody has asked for yet.
@@ -87,7 +92,7 @@ impl Session {
             };
             self.speech = Some(item_id.clone());
             let ear = self.open_ear(&[]);
-            self.told.push(Told { item_id, text: String::new(), ears: (ear, ear), ends: None });
+            self.told.push(Told::new(item_id, ear));
             self.spoken = Some(Spoken { fed: 0, ear });
         }
         let longest = samples(self.config.voice.max_segment_seconds);
@@ -126,7 +131,8 @@ impl Session {
     pub(super) fn forget_ear(&mut self) {
         self.drop_ahead();
         // Of turns that are over, the words are still to come.
-        self.told.retain(|told| told.ends.is_some());
+        let answered = self.answered().map(str::to_owned);
+        self.told.retain(|told| told.ends.is_some() || answered.as_ref() == Some(&told.item_id));
         if self.spoken.take().is_some() {
             self.out.queue.push_back(Output::Unlisten);
         }
@@ -136,14 +142,20 @@ impl Session {
         let told = self.told.iter_mut().find(|told| (told.ears.0..=told.ears.1).contains(&ear));
         let Some(told) = told.filter(|_| self.settings.transcription.is_some()) else { return };
         let (item_id, content_index) = (told.item_id.clone(), 0);
+        if caption.is_last {
+            told.last = Some(ear);
+        }
+        let (is_again, is_lost) = (told.before.is_some(), told.is_lost);
         if !caption.committed.is_empty() {
             let delta = told.add(&caption.committed);
-            self.out.send(ServerEvent::TranscriptDelta { item_id: item_id.clone(), content_index, delta });
+            if !is_again {
+                self.out.send(ServerEvent::TranscriptDelta { item_id: item_id.clone(), content_index, delta });
+            }
         }
-        if self.settings.includes("hearken.captions.tentative") {
+        if self.settings.includes("hearken.captions.tentative") && !is_again {
             self.out.send(ServerEvent::Tentative { item_id, content_index, text: caption.tentative });
         }
-        if caption.is_last {
+        if caption.is_last && !is_lost {
             self.all_told(ear);
         }
     }
@@ -156,12 +168,17 @@ impl Session {
 
     /// An ear has told all words of its segment, and with the last one all of the turn's are told.
     fn all_told(&mut self, ear: EarId) {
-        let Some(Told { item_id, text, ends: Some(samples), .. }) = self.last_of(ear) else { return };
+        let Some(Told { item_id, text, ends: Some(samples), before, .. }) = self.last_of(ear) else { return };
         let Some(Body::Message(_, pieces)) = self.conversation.get_mut(&item_id).map(|entry| &mut entry.body) else {
             return;
         };
         if let Some(Piece::Sound { transcript: transcript @ None, .. }) = pieces.first_mut() {
+            let (text, rest) = before.map_or((text.clone(), String::new()), |before| complete(&before, &text));
             *transcript = Some(text.clone());
+            if !rest.is_empty() {
+                let item_id = item_id.clone();
+                self.out.send(ServerEvent::TranscriptDelta { item_id, content_index: 0, delta: rest });
+            }
             let seconds = samples as f64 / f64::from(crate::audio::RATE);
             self.out.words(item_id, 0, text, seconds, self.settings.tells_segments());
         }
@@ -169,18 +186,54 @@ impl Session {
 
     /// An ear says nothing more. If it has not said all and nobody else will, the client is told.
     pub(super) fn captions_ended(&mut self, ear: EarId) {
-        let hears = self.running.as_ref().and_then(|running| running.opening.hears.as_ref());
-        let answered = hears.map(|(item_id, _)| item_id);
-        if self.told.iter().any(|told| told.ears.1 == ear && Some(&told.item_id) == answered) {
-            return;
+        let answered = self.answered().map(str::to_owned);
+        if let Some(told) = self.told.iter_mut().find(|told| (told.ears.0..=told.ears.1).contains(&ear)) {
+            told.is_lost |= told.last != Some(ear);
+            if told.ears.1 == ear && answered.as_ref() == Some(&told.item_id) {
+                // From here on its answer alone tells them.
+                told.ends = None;
+                return;
+            }
         }
         let lost = self.last_of(ear);
         if let Some(Told { item_id, .. }) = lost.filter(|_| self.settings.transcription.is_some()) {
-            let message =
-                "The words of this turn could not be read while it was spoken; a response to it will tell them.";
-            let error = ErrorBody::server("transcription_failed", message);
-            self.out.send(ServerEvent::TranscriptionFailed { item_id, content_index: 0, error });
+            self.words_failed(item_id, 0);
         }
+    }
+
+    /// The item whose words the running response is about to tell.
+    fn answered(&self) -> Option<&str> {
+        let hears = self.running.as_ref().and_then(|running| running.opening.hears.as_ref());
+        hears.map(|(item_id, _)| item_id.as_str())
+    }
+
+    /// A response has ended before it told the words of what it answers: an ear reads them, from the beginning on.
+    pub(super) fn read_again(&mut self, item_id: String, content_index: usize) {
+        if self.told.iter().any(|told| told.item_id == item_id && told.ends.is_some()) {
+            return;
+        }
+        let before = take_told(&mut self.told, &item_id);
+        let entries = self.conversation.entries();
+        let Some(at) = entries.iter().position(|entry| entry.id == item_id) else { return };
+        let Body::Message(_, pieces) = &entries[at].body else { return };
+        if matches!(pieces.get(content_index), Some(Piece::Sound { transcript: Some(_), .. })) {
+            return;
+        }
+        // An ear hears one segment, and one ear is open at a time.
+        let length = match &pieces[..] {
+            [Piece::Sound { segments, length, .. }] if segments.len() == 1 && self.spoken.is_none() => *length,
+            _ => return self.words_failed(item_id, content_index),
+        };
+        let ends = Some(length);
+        let ear = self.listen_to(self.prompt(&entries[..=at], None), true);
+        self.out.queue.push_back(Output::EndOfSound(ear));
+        self.told.push(Told { ends, before: Some(before), ..Told::new(item_id, ear) });
+    }
+
+    fn words_failed(&mut self, item_id: String, content_index: usize) {
+        let message = "The words of this turn could not be read; a response to it will tell them.";
+        let error = ErrorBody::server("transcription_failed", message);
+        self.out.send(ServerEvent::TranscriptionFailed { item_id, content_index, error });
     }
 
     /// A pause: begins to think, as if the turn ended here, and where the client wishes so asks the model whether it does.
@@ -251,6 +304,10 @@ pub(super) fn take_told(told: &mut Vec<Told>, item_id: &str) -> String {
 }
 
 impl Told {
+    fn new(item_id: String, ear: EarId) -> Self {
+        Self { item_id, text: String::new(), ears: (ear, ear), ends: None, before: None, last: None, is_lost: false }
+    }
+
     /// Adds what was committed; gives it as it is told. Segments are joined by a space.
     fn add(&mut self, committed: &str) -> String {
         let space = if self.text.is_empty() || committed.starts_with(char::is_whitespace) { "" } else { " " };

@@ -11,7 +11,7 @@ use super::auth::Access;
 use super::line::Line;
 use super::websocket::Goodbye;
 use super::{App, task};
-use crate::audio::intake::Intake;
+use crate::audio::intake::{Format, Intake};
 use crate::audio::ring::{Writer, ring};
 use crate::audio::{AudioError, samples};
 use crate::engine::Tenant;
@@ -21,8 +21,8 @@ use crate::protocol::openai::{ClientEvent, ErrorBody, Incoming, Kind, Refusal, S
 /// Events that may wait for the session. It takes them in microseconds; a client that sends more at once waits for itself alone.
 const EVENTS: usize = 64;
 
-/// An event and the position in the sound at which it was sent.
-pub(super) type Marked = (u64, Result<Incoming, Refusal>);
+/// An event and the position in the sound at which it was sent; and who is to be told which format the session takes after it.
+pub(super) type Marked = (u64, Result<Incoming, Refusal>, Option<oneshot::Sender<Format>>);
 
 /// The session is over.
 #[derive(Debug)]
@@ -129,11 +129,10 @@ impl Ears {
                 match &incoming.event {
                     // What the resampler still holds was sent before this event and belongs before it.
                     ClientEvent::Commit | ClientEvent::Clear => self.flush().await,
-                    ClientEvent::SessionUpdate(update) => {
-                        if let Some(format) = update.format().filter(|f| *f != self.intake.format()) {
-                            self.flush().await;
-                            self.intake = Intake::new(format);
-                        }
+                    ClientEvent::SessionUpdate(update)
+                        if update.format().is_some_and(|format| format != self.intake.format()) =>
+                    {
+                        return self.reformat(incoming).await;
                     }
                     _ => {}
                 }
@@ -188,7 +187,19 @@ impl Ears {
         }
     }
 
+    /// An update that wants another format. The session may refuse it, and then what follows is still in the old one.
+    async fn reformat(&mut self, incoming: Incoming) -> Result<(), Over> {
+        self.flush().await;
+        let (tell, holds) = oneshot::channel();
+        self.events.send((self.ring.position(), Ok(incoming), Some(tell))).await.map_err(|_| Over)?;
+        let format = holds.await.map_err(|_| Over)?;
+        if format != self.intake.format() {
+            self.intake = Intake::new(format);
+        }
+        Ok(())
+    }
+
     async fn event(&mut self, event: Result<Incoming, Refusal>) -> Result<(), Over> {
-        self.events.send((self.ring.position(), event)).await.map_err(|_| Over)
+        self.events.send((self.ring.position(), event, None)).await.map_err(|_| Over)
     }
 }

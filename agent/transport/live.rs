@@ -69,6 +69,12 @@ impl<T> Live<T> {
         }
     }
 
+    /// Takes the name of a session that nobody may come to.
+    pub(super) fn hold(self: &Arc<Self>, name: &str) -> Resident<T> {
+        self.sessions().doors.insert(name.to_owned(), None);
+        Resident { live: self.clone(), name: name.to_owned() }
+    }
+
     /// Ends the session of that name, if there is one.
     pub(super) fn end(&self, name: &str) {
         if let Some(door) = self.sessions().doors.get_mut(name) {
@@ -88,6 +94,11 @@ impl<T> Resident<T> {
         {
             *door = None;
         }
+    }
+
+    /// The client is there again. It may have been at the door before it was missed.
+    pub(super) fn is_back(&self) {
+        self.live.sessions().waiting.retain(|waiting| *waiting != self.name);
     }
 }
 

@@ -38,7 +38,13 @@ pub(super) fn begin(app: Arc<App>, mut line: Line, caller: Caller) -> String {
     let name = again.unwrap_or_else(|| format!("conv_{suffix}"));
     let can_resume = app.journal.as_ref().is_some_and(Journal::can_resume);
     if caller.resume == Resume::Never || !can_resume {
-        tokio::spawn(run(app, id, name.clone(), line, caller, None));
+        let (its, app) = (name.clone(), app);
+        // Else whoever finds it among the kept conversations would go on with it beside this one.
+        let held = can_resume.then(|| app.live.hold(&name));
+        tokio::spawn(async move {
+            run(app, id, its, line, caller, None).await;
+            drop(held);
+        });
         return name;
     }
     if let Resume::Again(_, after) = caller.resume {
@@ -175,7 +181,10 @@ async fn run(
                 Said::Nothing => {}
             },
             visit = visit(&mut door) => match visit {
-                Some(line) => task.welcome(line, true),
+                Some(line) => {
+                    task.welcome(line, true);
+                    resident.iter().for_each(Resident::is_back);
+                }
                 None => break Goodbye::new(close_code::NORMAL, "the conversation has ended"),
             },
             (turn, event) = next(&mut task.turn) => task.engine(turn, event),
@@ -273,11 +282,15 @@ impl Task {
         self.samples = samples;
     }
 
-    fn event(&mut self, (position, event): Marked) {
+    fn event(&mut self, (position, event, tell): Marked) {
         self.hear(position);
         match event {
             Ok(incoming) => self.input(Input::Client(incoming)),
             Err(refusal) => self.input(Input::Refused(refusal)),
+        }
+        if let Some(tell) = tell {
+            // Ears that are gone need not know.
+            let _ = tell.send(self.session.format());
         }
     }
 

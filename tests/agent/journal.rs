@@ -207,6 +207,48 @@ pub fn number(event: &Value) -> u64 {
 }
 
 #[tokio::test]
+async fn nobody_goes_on_beside_a_session_that_cannot_be_come_back_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = serve(kept(folder.path())).await;
+    let mut client = server.connect().await;
+    turn(&mut server, &mut client, "My name is Ada.", "Hello Ada.").await;
+    let all = json(&server, "/v1/conversations").await;
+    let id = all["data"][0]["id"].as_str().unwrap().to_owned();
+    let token = json(&server, &format!("/v1/conversations/{id}")).await["resume"]["token"].as_str().unwrap().to_owned();
+    let mut other = server.resume(&token, "0").await;
+    assert_eq!(u16::from(other.close_frame().await.unwrap().code), 1012, "it is told to come again");
+    turn(&mut server, &mut client, "And yours?", "Hearken.").await;
+}
+
+#[tokio::test]
+async fn what_a_session_began_with_holds_after_the_server_has_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = || {
+        let mut config = kept(folder.path());
+        config.server.api_tokens = vec![Secret::new("sesame")];
+        config
+    };
+    let mut server = serve(config()).await;
+    let wish = json!({"session": {"type": "realtime", "instructions": "Be brief."}});
+    let minter = "Authorization: Bearer sesame\r\n";
+    let (_, minted) = server.post("/v1/realtime/client_secrets", minter, wish).await;
+    let key = format!("Bearer {}", minted["value"].as_str().unwrap());
+    let mut client = server.resume_with("", "0", &[("authorization", &key)]).await.unwrap();
+    let created = client.expect("session.created").await;
+    let token = created["session"]["resume"]["token"].as_str().unwrap().to_owned();
+    turn(&mut server, &mut client, "My name is Ada.", "Hello Ada.").await;
+    server.stop.take().unwrap().send(()).unwrap();
+    client.close_frame().await;
+    server.task.await.unwrap().unwrap();
+
+    let server = serve(config()).await;
+    let mut client = server.resume_with(&token, "0", &[("authorization", "Bearer sesame")]).await.unwrap();
+    until(&mut client, "conversation.item.done").await;
+    let created = until(&mut client, "session.created").await;
+    assert_eq!(created.last().unwrap()["session"]["instructions"], "Be brief.");
+}
+
+#[tokio::test]
 async fn a_conversation_goes_on_after_the_server_has_ended() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = serve(kept(folder.path())).await;

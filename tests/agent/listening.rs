@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use hearken::config::Config;
 use hearken::engine::{Content, Event, Item, Pace, Request, Role};
+use hearken::session::Input;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -230,6 +231,52 @@ fn a_turn_whose_ear_is_lost_says_so_when_nobody_answers_it() {
     desk.client(json!({"type": "response.create"}));
     desk.engine(Event::Heard("All of it.".into()));
     assert_eq!(desk.all(WORDS)[0]["transcript"], "All of it.");
+}
+
+/// Who pauses in mid sentence is answered and goes on: the answer is given up before it knows the words.
+#[test]
+fn i7_words_of_a_turn_whose_answer_was_given_up_are_read_again() {
+    let mut desk = Desk::new(config());
+    hear_in_packets(&mut desk, &noise_f32(2.0, |t| t > 0.5 && syllables(t)));
+    desk.caption("I would like", "");
+    hear_in_packets(&mut desk, &noise_f32(0.8, |_| false));
+    assert_eq!((desk.all(SPEECH_STOPPED).len(), desk.all("response.created").len()), (1, 1));
+    hear_in_packets(&mut desk, &noise_f32(0.5, syllables));
+    assert_eq!(desk.all("response.done")[0]["response"]["status"], "cancelled");
+    let item = desk.all("input_audio_buffer.committed")[0]["item_id"].clone();
+    let again = desk.ears.iter().position(|ear| ear.ended).unwrap();
+    assert!(desk.ears[again].listen.captions && desk.ears[again].heard.is_empty());
+    let last = desk.ears[again].listen.conversation.last().unwrap();
+    assert!(
+        matches!(last, Item::Message { content, .. } if matches!(&content[..], [Content::Sound(sound)] if sound.len() > 16_000))
+    );
+    desk.last_caption_of(again, "I would like to book");
+    assert_eq!(
+        (&desk.all(WORDS)[0]["item_id"], &desk.all(WORDS)[0]["transcript"]),
+        (&item, &json!("I would like to book"))
+    );
+    let deltas = desk.all(WORDS_DELTA);
+    let of_it = deltas.iter().filter(|delta| delta["item_id"] == item);
+    assert_eq!(of_it.map(|delta| delta["delta"].as_str().unwrap()).collect::<String>(), "I would like to book");
+    // What is said now has an ear of its own.
+    desk.caption("a table", "");
+    assert_ne!(desk.all(WORDS_DELTA).last().unwrap()["item_id"], item);
+}
+
+#[test]
+fn a_turn_whose_first_ear_is_lost_is_not_told_as_whole() {
+    let mut desk = Desk::new(config());
+    let turns = json!({"type": "server_vad", "create_response": false});
+    desk.client(json!({"type": "session.update", "session": {"audio": {"input": {"turn_detection": turns}}}}));
+    hear_in_packets(&mut desk, &noise_f32(28.0, |t| t > 0.5 && syllables(t)));
+    assert!(desk.ears[0].ended && desk.ears.len() == 2);
+    desk.caption("and so on", "");
+    let first = desk.ears[0].id;
+    desk.give(Input::CaptionsEnded(first));
+    hear_in_packets(&mut desk, &noise_f32(0.8, |_| false));
+    desk.last_caption(" to the end.");
+    assert!(desk.all(WORDS).is_empty());
+    assert_eq!(desk.all("conversation.item.input_audio_transcription.failed").len(), 1);
 }
 
 #[test]

@@ -202,10 +202,32 @@ async fn a_client_secret_opens_sessions_with_the_settings_it_is_bound_to() {
     // It opens sessions, and no more: a leaked one must end.
     let (status, refused) = server.post(path, &format!("Authorization: Bearer {key}\r\n"), json!({})).await;
     assert_eq!((status, &refused["error"]["code"]), (403, &json!("client_secret_not_allowed")));
+    // Nor is what others said on the phone for those who hold one.
+    for path in ["/v1/calls", "/v1/calls/call_1", "/v1/calls/call_1/events", "/v1/calls/call_1/sound"] {
+        let (status, _, refused) = server.get(path, &format!("Authorization: Bearer {key}\r\n")).await;
+        assert!(status == 403 && refused.contains("client_secret_not_enough"), "{path}: {status} {refused}");
+    }
     assert!(matches!(
         server.connect_with(&[("authorization", "Bearer ek_made_up")]).await,
         Err(Error::Http(refused)) if refused.status().as_u16() == 401
     ));
+}
+
+#[tokio::test]
+async fn a_refused_update_leaves_the_format_as_it_was() {
+    let server = serve(config()).await;
+    let mut client = server.connect().await;
+    client.manual().await;
+    let ulaw = json!({"input": {"format": {"type": "audio/pcmu"}}});
+    let nobody = json!({"type": "function", "name": "nobody"});
+    let session = json!({"type": "realtime", "tool_choice": nobody, "audio": ulaw});
+    client.send(json!({"type": "session.update", "session": session})).await;
+    client.expect("error").await;
+    // In µ-law these would be whole samples.
+    client.raw(tokio_tungstenite::tungstenite::Message::binary(vec![0; 1601])).await;
+    assert_eq!(client.expect("error").await["error"]["code"], "invalid_audio");
+    client.update(json!({"type": "realtime", "audio": ulaw})).await;
+    spoken_in_ulaw(&mut client).await;
 }
 
 /// The key's format holds from the first byte on.

@@ -135,6 +135,8 @@ pub(super) struct Listener {
     /// All words of the segment, when it was closed and read to its end.
     last_words: Option<String>,
     captions: Option<Captions>,
+    /// Where no captions are wanted: an end that is closed would tell its holder that the ear is gone.
+    _silent: Option<mpsc::Sender<Caption>>,
 }
 
 impl Listener {
@@ -178,7 +180,8 @@ impl Listener {
         }
         // Words of what was said before are not wanted here.
         let filling = Filling::new(model, parts, kept.min(before.len()), None, |_| true);
-        let out = listen.captions.then_some(Captions { out: captions, due: None });
+        let (out, _silent) =
+            if listen.captions { (Some(Captions { out: captions, due: None }), None) } else { (None, Some(captions)) };
         let guessed = ears.as_ref().map_or(0, Ears::heard);
         let session = listen.session;
         Ok(Self {
@@ -198,6 +201,7 @@ impl Listener {
             ends: false,
             last_words: None,
             captions: out,
+            _silent,
         })
     }
 

@@ -441,7 +441,10 @@ impl Schedule {
             Whose::Reader(i) => self.listeners[*i].reader.as_ref().map_or(0, |r| r.track.sequence.blocks_for(n)),
         };
         let blocks = rows.iter().map(|(whose, t)| new(whose, t.dims()[0])).sum();
-        self.memories.make_room(&self.pool, blocks, promised(&self.live));
+        let has_room = self.memories.make_room(&self.pool, blocks, promised(&self.live));
+        if blocks > 0 && !has_room {
+            return Err(hearken_models::Error::KvFull { blocks: self.pool.fill().limit });
+        }
         let turns = self.live.iter_mut().enumerate();
         let turns = turns.flat_map(|(i, turn)| turn.tracks().map(move |(branch, t)| (Whose::Turn(i, branch), t)));
         let ears = self.listeners.iter_mut().enumerate().flat_map(|(i, l)| {

@@ -342,6 +342,7 @@ impl Live {
         }
         if let Some(over) = self.holding.take() {
             self.steer(model, over)?;
+            self.go_on_speaking(model)?;
         }
         Ok(())
     }
@@ -410,7 +411,9 @@ impl Live {
 
     /// Whether the rows just computed end in the place where the next token is drawn.
     pub(super) fn wants_logits(&mut self, branch: Branch) -> bool {
-        let answers = self.request.ending != Ending::AskedAlone;
+        // Beside a mouth the mind itself replies nothing.
+        let replies = !self.is_paced() || self.voice.splitter.is_reasoning();
+        let answers = self.request.ending != Ending::AskedAlone && replies;
         let ready = branch != Branch::Mind || (self.filling.is_done() && !self.words_alone && answers);
         ready && self.track(branch).is_some_and(|track| track.waiting() == 0)
     }
@@ -470,13 +473,15 @@ impl Live {
 
     /// Whether all of it is said.
     pub(super) fn is_over(&self) -> bool {
-        self.finish.is_some() && self.reader.is_none() && self.judge.is_none()
+        let reads = !self.said.is_empty() && (self.reading.is_some() || !self.unread.is_empty());
+        self.finish.is_some() && !reads && self.reader.is_none() && self.judge.is_none()
     }
 
     /// Nobody waits for the rest.
     pub(super) fn give_up(&mut self) {
         self.finish = Some(Finish::Cancelled);
         (self.reader, self.to_judge, self.judge) = (None, None, None);
+        self.said.clear();
     }
 
     fn think(&mut self, model: &Checkpoint, logits: &mut [f32]) -> Result<()> {
@@ -500,7 +505,8 @@ impl Live {
         let token = self.voice.sampler.draw(logits);
         if token == model.stop && self.voice.splitter.is_reasoning() {
             // A turn that ends inside its reasoning has answered nothing: the reasoning is over, the reply is still due.
-            return self.steer(model, true);
+            self.steer(model, true)?;
+            return self.go_on_speaking(model);
         }
         if token == model.stop {
             self.finish = Some(Finish::Stop);

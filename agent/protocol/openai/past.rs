@@ -77,7 +77,7 @@ impl Reading {
         let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
         let item_id = text("item_id");
         match event["type"].as_str().unwrap_or_default() {
-            "session.updated" => {
+            "session.created" | "session.updated" => {
                 let session = event["session"].clone();
                 self.past.settings = serde_json::from_value(session).ok().or(self.past.settings.take());
             }
