@@ -129,6 +129,9 @@ wire.addEventListener("status", ({ detail }) => {
     if (detail.code !== undefined && detail.code !== 1000) {
       lostDetail = { ...detail };
       void whyLost(lostDetail);
+    } else if (detail.state === "resting" && detail.code === 1000 && micState !== "off" && gateOpen()) {
+      stopMicrophone();
+      notice("This conversation goes on in another place, or nothing was heard for long. Press the microphone to go on here.");
     }
   }
   showBanner();

@@ -63,7 +63,11 @@ async function look() {
     lost = true;
   }
   if (answer?.ok) {
-    const told = await answer.json();
+    const told = await answer.json().catch(() => null);
+    if (!told?.data) {
+      lost = true; // An answer, but not the server's: a proxy's page, or half of one.
+      return showState();
+    }
     calls = told.data;
     settings = told.settings;
     showList();
@@ -120,6 +124,7 @@ async function route() {
   document.body.toggleAttribute("data-open", Boolean(id));
   if (calls) showList();
   if (shown?.id === id) return;
+  if (id) clearNotice();
   watching?.abort();
   shown = null;
   call.hidden = true;

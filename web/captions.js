@@ -7,7 +7,7 @@ import { Conversation } from "./conversation.js";
 import "./meter.js";
 import { bestFormat, FORMATS, Microphone, microphones, tabSound } from "./microphone.js";
 import { Realtime } from "./realtime.js";
-import { save } from "./save.js";
+import { download } from "./save.js";
 import { serverSentEvents } from "./sse.js";
 import { clock, connectionWords, errorWords, heardWords, microphoneHelp, STATES } from "./words.js";
 
@@ -74,7 +74,12 @@ wire.addEventListener("status", ({ detail }) => {
   agreed = null;
   if (detail.state === "open") {
     at("banner").hidden = true;
-    if (!detail.again) conversation.interrupted(performance.now());
+    if (!detail.again) {
+      conversation.interrupted(performance.now());
+      toAsk = [];
+      about.clear();
+    }
+    if (!conversation.active) asked = null;
     configure();
     keep("hearken.captions.conversation", wire.resume?.conversation_id ?? "", sessionStorage);
     showAddresses();
@@ -82,6 +87,9 @@ wire.addEventListener("status", ({ detail }) => {
     at("banner-words").textContent = `${connectionWords(detail)} Trying again.`;
     at("banner").hidden = false;
     if (detail.code === 1006 || detail.code === 1008) void whyLost();
+  } else if (detail.state === "resting" && detail.code !== undefined && running && settings.source !== "whip") {
+    stop();
+    notice(detail.code === 1008 ? connectionWords(detail) : "These captions go on in another place, or nothing was heard for long. Press Start to go on here.");
   }
   showState();
 });
@@ -125,6 +133,7 @@ wire.addEventListener("message", ({ detail: event }) => {
   take(event);
   if (event.type === "session.updated") agreed = format;
   else if (event.type === "error") {
+    if (asked && event.error?.event_id === asked) asked = null;
     const words = errorWords(event.error);
     if (words) notice(words);
   } else if (event.type === "input_audio_buffer.committed") {
@@ -183,8 +192,9 @@ async function start() {
   at("help").hidden = true;
   at("notice").hidden = true;
   if (settings.source === "whip") return startStream();
-  if (wire.state === "resting") wire.connect();
   running = true;
+  if (wire.state === "resting") wire.connect();
+  if (!running) return;
   showState();
   try {
     const open = settings.source === "tab" ? { open: tabSound } : {};
@@ -428,7 +438,8 @@ function showAddresses() {
   at("overlay-address").textContent = nothing ? "this server keeps no captions, so there is nothing to follow" : address.href;
   at("whip-address").textContent = streamAddress();
   const id = conversationId();
-  at("vtt-address").textContent = id ? new URL(`v1/captions/${id}.vtt`, location.href).href : "this server keeps no captions";
+  const kept = nothing ? "this server keeps no captions" : "once something is said";
+  at("vtt-address").textContent = id ? new URL(`v1/captions/${id}.vtt`, location.href).href : kept;
 }
 
 function showLooks() {
@@ -494,13 +505,16 @@ at("colours").addEventListener("change", () => {
   showLooks();
 });
 at("copy-overlay").addEventListener("click", async () => {
-  await navigator.clipboard?.writeText(at("overlay-address").textContent).catch(() => {});
-  at("copy-overlay").textContent = "Copied";
+  const copied = await navigator.clipboard?.writeText(at("overlay-address").textContent).then(() => true, () => false);
+  at("copy-overlay").textContent = copied ? "Copied" : "Select it and copy";
   setTimeout(() => (at("copy-overlay").textContent = "Copy"), 2000);
 });
 for (const button of document.querySelectorAll("[data-form]")) {
   button.addEventListener("click", async () => {
-    if (!(await save(ask, conversationId(), button.dataset.form))) notice("There is nothing to save yet.");
+    // Of what was said; the notes about it are no captions.
+    const [id, form] = [conversationId(), button.dataset.form];
+    const path = `v1/${["vtt", "srt"].includes(form) ? "captions" : "conversations"}/${id}.${form}`;
+    if (!id || !(await download(ask, path, `hearken-${id}.${form}`))) notice("There is nothing to save yet.");
   });
 }
 at("anew").addEventListener("click", () => {

@@ -105,6 +105,8 @@ class HearkenHistory extends HTMLElement {
       this.#run++; // A list that is still on its way was asked for while this one existed.
       const next = row.nextElementSibling ?? row.previousElementSibling;
       row.remove();
+      if (this.#last === id) this.#last = this.#list.lastElementChild?.dataset.id ?? "";
+      if (!this.#last) void this.refresh();
       (next?.querySelector(".past") ?? this.#search).focus();
       this.#note.textContent = "Deleted.";
       this.#tell("forgotten", id);

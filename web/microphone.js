@@ -176,6 +176,10 @@ export class Microphone {
 
   /** As `stop`, but what was said and its closing silence still go out. Whether it came to that, and was not started anew meanwhile. */
   async finish(tailMs) {
+    if (!this.running) {
+      this.stop(); // Nothing is to be said to its end, and what is being opened is not wanted.
+      return true;
+    }
     const run = this.#run;
     this.setOpen(false, tailMs);
     if (this.format === "track") await new Promise((over) => setTimeout(over, tailMs)); // A track is silent in its own time.
