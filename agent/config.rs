@@ -393,13 +393,11 @@ pub struct Log {
     pub level: String,
     /// One JSON object a line.
     pub json: bool,
-    /// Whether what was said may be logged.
-    pub transcripts: bool,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".into(), json: false, transcripts: false }
+        Self { level: "info".into(), json: false }
     }
 }
 
@@ -520,6 +518,17 @@ impl Config {
         }
         if s.max_sessions == 0 {
             return unfit("server.max_sessions", "must be at least 1");
+        }
+        let is_level = |part: &str| {
+            let part = part.trim().to_ascii_lowercase();
+            part.contains(['=', '[']) || matches!(&*part, "off" | "error" | "warn" | "info" | "debug" | "trace")
+        };
+        // Any other word is a target, and all others were silent.
+        if !self.log.level.split(',').all(is_level) {
+            return unfit(
+                "log.level",
+                "is none of error, warn, info, debug, trace, nor a filter such as hearken=debug,info",
+            );
         }
         let device = self.model.device.as_str();
         let cuda = device.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok());

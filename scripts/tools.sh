@@ -3,6 +3,8 @@
 
 tools="${HEARKEN_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/hearken}/tools"
 
+export PIP_ROOT_USER_ACTION=ignore
+
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -14,11 +16,11 @@ pip_tool() {
     mkdir -p "$tools"
     fresh="$tools/.$1.$$"
     if python3 -m pip --version >/dev/null 2>&1; then
-        python3 -m pip install --quiet --disable-pip-version-check --root-user-action ignore --target "$fresh" "$1" >&2 || return 1
+        python3 -m pip install --quiet --disable-pip-version-check --target "$fresh" "$1" >&2 || return 1
     else
         # Debian's python3 has no pip, but its environments may.
         python3 -m venv "$fresh.venv" >&2 || return 1
-        "$fresh.venv/bin/python" -m pip install --quiet --root-user-action ignore --target "$fresh" "$1" >&2 || return 1
+        "$fresh.venv/bin/python" -m pip install --quiet --target "$fresh" "$1" >&2 || return 1
         rm -rf "$fresh.venv"
     fi
     mv "$fresh" "$tools/$1"

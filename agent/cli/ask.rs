@@ -12,9 +12,7 @@ use super::Settings;
 use super::remote::{Remote, Target, as_local, pcm16};
 use super::terminal::Terminal;
 use crate::audio::{RATE, file};
-use crate::engine::{
-    Calling, Content, Ending, Engine as _, Event, Item, Pace, Request, Role, SessionId, Tenant, Thinking,
-};
+use crate::engine::{Calling, Content, Ending, Engine as _, Event, Item, Request, Role, SessionId, Tenant, Thinking};
 
 #[derive(Debug, Args)]
 pub(super) struct Ask {
@@ -73,7 +71,7 @@ impl Ask {
             calling: Calling::May,
             thinking: if budget.is_some() { Thinking::On } else { Thinking::Off },
             thinking_budget: budget.unwrap_or(0),
-            pace: Pace::default(),
+            pace: config.thinking.pace,
             max_reply_tokens: config.thinking.max_reply_tokens,
             sampling,
             words: false,

@@ -50,7 +50,7 @@ struct Source {
 
 impl Listen {
     pub(super) fn run(&self) -> Result<()> {
-        let config = self.settings.load()?;
+        let mut config = self.settings.load()?;
         let runtime = tokio::runtime::Runtime::new()?;
         runtime.block_on(async {
             let source = match &self.file {
@@ -66,7 +66,15 @@ impl Listen {
                     let engine = Arc::new(tokio::task::block_in_place(|| super::engine(&config))?);
                     let listener = TcpListener::bind("127.0.0.1:0").await?;
                     let address = listener.local_addr()?;
-                    tokio::spawn(transport::serve(listener, Arc::new(config), engine, std::future::pending()));
+                    // Nobody else comes in here.
+                    config.server.api_tokens.clear();
+                    config.webrtc.enabled = false;
+                    let serving = transport::serve(listener, Arc::new(config), engine, std::future::pending());
+                    tokio::spawn(async move {
+                        if let Err(error) = serving.await {
+                            eprintln!("hearken: {error}");
+                        }
+                    });
                     format!("ws://{address}")
                 }
             };

@@ -32,7 +32,8 @@ pub(super) struct Remote {
 impl Remote {
     /// Connects, and asks for all that a terminal shows. Sound is PCM16 at this rate.
     pub(super) async fn connect(server: &str, target: &Target, mut session: Value, rate: u32) -> Result<Self> {
-        let server = server.trim_end_matches('/').replacen("http", "ws", 1);
+        let server = server.trim_end_matches('/');
+        let server = server.strip_prefix("http").map_or(server.to_owned(), |rest| format!("ws{rest}"));
         let mut request = format!("{server}/v1/realtime").into_client_request()?;
         if let Some(token) = &target.token {
             request.headers_mut().insert("Authorization", format!("Bearer {token}").parse()?);

@@ -21,10 +21,13 @@ def pip(folder):
     if subprocess.run(own + ["--version"], capture_output=True).returncode == 0:
         return own
     home = folder / "pip"
-    if not home.exists():
+    # A file says that it was made to its end.
+    if not (home / "whole").exists():
+        shutil.rmtree(home, ignore_errors=True)
         print("this Python has no pip; making a private one", flush=True)
         try:
             venv.create(home, with_pip=True)
+            (home / "whole").touch()
         except Exception:
             shutil.rmtree(home, ignore_errors=True)
             sys.exit("this Python has neither pip nor venv: install python3-pip (or python3-venv) and try again")

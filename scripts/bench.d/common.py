@@ -20,7 +20,7 @@ def serve(hearken: str, *settings: str) -> Iterator[str]:
     try:
         for _ in range(600):
             try:
-                urllib.request.urlopen(f"{url}/ready", timeout=1)
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{url}/ready", timeout=1)
                 break
             except OSError:
                 time.sleep(0.1)

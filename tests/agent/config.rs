@@ -36,6 +36,7 @@ fn complaints_name_their_key() {
         ("[sever]\n", "sever"),
         ("[server]\nmax_sessions = \"many\"", "server.max_sessions"),
         ("[server]\nmax_sessions = 0", "server.max_sessions"),
+        ("[log]\nlevel = \"warning\"", "log.level"),
         ("[server]\nlisten = \"0.0.0.0:80\"", "server.api_tokens"),
         ("[server]\napi_tokens = [\"\"]", "server.api_tokens"),
         ("[model]\ndevice = \"tpu\"", "model.device"),

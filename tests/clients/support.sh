@@ -21,13 +21,15 @@ python() {
     cp requirements.txt "$home/"
 }
 
-# serve [OPTIONS]: starts the server on a free port, waits until it is ready, sets $HEARKEN_URL, and stops it when the script ends.
+# serve [OPTIONS]: starts the server on a free port with a journal of its own in $scratch, waits until it is ready, sets $HEARKEN_URL, and stops it when
+# the script ends.
 serve() {
     local log
-    log="$(mktemp)"
-    "$HEARKEN_BIN" serve --set server.listen=127.0.0.1:0 --set log.level=info "$@" 2>"$log" &
+    scratch="$(mktemp -d)"
+    log="$scratch/log"
+    "$HEARKEN_BIN" serve --set server.listen=127.0.0.1:0 --set log.level=info --set "journal.path=$scratch/journal.sqlite" "$@" 2>"$log" &
     server=$!
-    trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null; rm -f "'"$log"'"' EXIT
+    trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null; rm -rf "$scratch"' EXIT
     for _ in $(seq 600); do
         HEARKEN_URL="$(sed -n 's/\x1b\[[0-9;]*m//g; s/.*listening address=\([0-9.:]*\).*/http:\/\/\1/p' "$log" | head -1)"
         [ -z "$HEARKEN_URL" ] || break
