@@ -106,7 +106,7 @@ class HearkenHistory extends HTMLElement {
       const next = row.nextElementSibling ?? row.previousElementSibling;
       row.remove();
       if (this.#last === id) this.#last = this.#list.lastElementChild?.dataset.id ?? "";
-      if (!this.#last) void this.refresh();
+      if (!this.#last && !this.#more.hidden) void this.refresh();
       (next?.querySelector(".past") ?? this.#search).focus();
       this.#note.textContent = "Deleted.";
       this.#tell("forgotten", id);
