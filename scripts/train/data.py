@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--fortunes", type=common.Path, default="/usr/share/games/fortunes")
     parser.add_argument("--wordnet", type=common.Path, default="/usr/share/wordnet")
     parser.add_argument("--shards", type=int, default=100)
+    parser.add_argument("--natural", type=int, default=0, help="beside them, shards by recorded-like voices only (Kokoro), ten times as dear")
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--evaluation", type=int, help="instead of training shards, write held-out sets of this many clips")
@@ -212,11 +213,13 @@ def main() -> None:
                 maker = Maker(args.seed * 1_000_003 + 900_000 + number, voices, sentences, held_out=True)
                 write_shard(maker, path, count, speakers, condition)
         return
-    for index in tqdm(range(args.worker, args.shards, args.workers), desc="shards"):
-        path = folder / f"train-{index:04d}.npz"
+    natural = [v for v in TRAINED if v.engine == "kokoro"]
+    shards = [(n, f"train-{n:04d}.npz", TRAINED) for n in range(args.shards)]
+    shards += [(500_000 + n, f"train-natural-{n:04d}.npz", natural) for n in range(args.natural)]
+    for seed, name, speakers in tqdm(shards[args.worker :: args.workers], desc="shards"):
         pause.wait()
-        if not path.exists():
-            write_shard(Maker(args.seed * 1_000_003 + index, voices, sentences, held_out=False), path, SHARD, TRAINED, None)
+        if not (folder / name).exists():
+            write_shard(Maker(args.seed * 1_000_003 + seed, voices, sentences, held_out=False), folder / name, SHARD, speakers, None)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,19 @@ class Training:
         return batches
 
 
+class Typed:
+    """Typed requests and their replies, as many as `replies` has written so far."""
+
+    def __init__(self, path: Path):
+        self.path, self.size, self.requests = path, 0, []
+
+    def pick(self, rng: random.Random) -> dict | None:
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size != self.size:
+            self.size, self.requests = size, [r for line in self.path.read_text().splitlines() for r in json.loads(line)]
+        return rng.choice(self.requests) if self.requests else None
+
+
 def collate(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """Zero-padded f32 frames and lengths. Zeros past the end keep a clip independent of its neighbours."""
     lengths = torch.tensor([len(e.features) for e in examples])

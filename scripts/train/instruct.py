@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from . import common
 from .adaptor import Aligner, Pieces
-from .dataset import Example, Training, collate
+from .dataset import Example, Training, Typed, collate
 from .decoder import Decoder, Span, Weights
-from .tasks import BEGIN, END, REST, SYSTEM, branches
+from .tasks import BEGIN, EMPTY, END, REST, SYSTEM, TYPED, Branch, branches
 
 COMMON, SPECIAL = 40_000, torch.arange(151_643, 151_665)
 
@@ -65,6 +65,11 @@ class Pack:
             self.labels += ids
             self.weights += weights
         self.ends.append(len(self.place))
+
+    def write(self, request: dict, rng: random.Random) -> None:
+        """What the decoder alone answers to a typed request (`replies`), with and without a thought before it: there is no voice in it."""
+        think = EMPTY if rng.random() < 0.5 else TYPED
+        self.add(self.embeddings[self.ids(request["text"])], request["system"], [Branch("", [(think, 0.5), (request["reply"], 1.0)], ends=request["whole"])])
 
     def spans(self) -> list[Span]:
         """One a clip: each token sees what stands before it on the trunk and on its own branch."""
@@ -138,6 +143,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=600, help="length of a packed row")
     parser.add_argument("--ctc", type=float, default=0.2, help="weight of the words among the alignment losses; 0 for an adaptor that came without classes")
     parser.add_argument("--percepts", type=float, default=0.1, help="weight of the percepts among them")
+    parser.add_argument("--typed", type=float, default=0.5, help="typed requests a packed row, of replies.jsonl")
     parser.add_argument("--shortest", type=float, default=0, help="seconds of a clip; of shorter ones one in four is taken")
     parser.add_argument("--longest", type=float, default=20, help="seconds of a clip")
     parser.add_argument("--worker", type=int, default=0)
@@ -159,6 +165,7 @@ def main() -> None:
     begin = state or (None if args.begin else torch.load(args.work / "align.pt"))
     texts = begin["texts"] if begin else [e.facts["text"] for e in training.examples]
     pieces = Pieces(tokenizer, texts)
+    typed = Typed(args.work / "replies.jsonl")
     decoder = Decoder(weights, args.targets, args.rank, args.scale)
     aligner = Aligner(pieces, decoder.embeddings)
     if begin:
@@ -209,6 +216,8 @@ def main() -> None:
         pack = Pack(tokenizer, decoder.embeddings)
         for sound, length, (_, system, tasks) in zip(sounds, lengths, batch):
             pack.add(sound[:length], system, tasks)
+        if rng.random() < args.typed and (request := typed.pick(rng)):
+            pack.write(request, rng)
         said = pack.loss(decoder)
         others = next(side)
         facts = [e.facts for e in others]

@@ -17,6 +17,7 @@ REST = "<|im_end|>\n<|im_start|>assistant\n"
 END = "<|im_end|>"
 TRANSCRIBE, DESCRIBE, DIRECT = "\nTranscribe the speech.", "\nDescribe the voice, then transcribe the speech.", "\nAnswer directly."
 EMPTY = "<think>\n\n</think>\n\n"
+TYPED = "<think>\nI hear nothing: it is written.\n</think>\n\n"
 LOST = [
     "I did not catch any words. Could you say that again?",
     "I am sorry, I did not understand that.",
