@@ -1,9 +1,10 @@
 """Stage agree: whether the runtime says what PyTorch says, token by token, about the same sound.
 
 The runtime multiplies 4-bit and 8-bit numbers where this side multiplies floats, so at near ties the two may choose another token. For each clip:
-whether all tokens are the same, and if not, by how much PyTorch prefers its own token to the runtime's where they first part (nats).
+whether all tokens are the same, and if not, by how much PyTorch prefers its own token to the runtime's where they first part (nats). A repetition penalty, which this side
+has not, would part them elsewhere.
 
-    hearken eval tests/eval/questions.json --json --set model.words=none > said.jsonl
+    hearken eval tests/eval/questions.json --json --set model.words=none --set sampling.repetition_penalty=1 > said.jsonl
     python -m scripts.train.agree --checkpoint models/nano --said said.jsonl --sounds tests/eval --whisper WHISPER.bin
 """
 
