@@ -172,17 +172,23 @@ fn packets(
         let (rate, channels) = (decoded.spec().rate(), decoded.spec().channels().count().max(1));
         interleaved.clear();
         decoded.copy_to_vec_interleaved(&mut interleaved);
-        lanes.iter_mut().for_each(Vec::clear);
-        let frames = interleaved.chunks_exact(channels);
-        if let [mono] = &mut lanes[..] {
-            mono.extend(frames.map(|frame| frame.iter().sum::<f32>() / channels as f32));
-        } else if channels != lanes.len() {
-            return Err(FileError::NotTwo);
-        } else {
-            let place = |(n, lane): (usize, &mut Vec<f32>)| lane.extend(frames.clone().map(|frame| frame[n]));
-            lanes.iter_mut().enumerate().for_each(place);
-        }
+        part(&interleaved, channels, &mut lanes)?;
         sink.push(rate, &lanes)?;
+    }
+    Ok(())
+}
+
+/// Takes interleaved channels apart, each into its lane; one lane is the mean of all of them.
+fn part(interleaved: &[f32], channels: usize, lanes: &mut [Vec<f32>]) -> Result<(), FileError> {
+    lanes.iter_mut().for_each(Vec::clear);
+    let frames = interleaved.chunks_exact(channels);
+    if let [mono] = lanes {
+        mono.extend(frames.map(|frame| frame.iter().sum::<f32>() / channels as f32));
+    } else if channels != lanes.len() {
+        return Err(FileError::NotTwo);
+    } else {
+        let place = |(n, lane): (usize, &mut Vec<f32>)| lane.extend(frames.clone().map(|frame| frame[n]));
+        lanes.iter_mut().enumerate().for_each(place);
     }
     Ok(())
 }
@@ -250,15 +256,7 @@ fn opus_lanes(
         }
         clean(&mut buffer[..usual * channels]);
         let Range { start, end } = padding.cut(&packet, usual);
-        for (n, lane) in heard.iter_mut().enumerate() {
-            lane.clear();
-            let frames = buffer[start * channels..end * channels].chunks_exact(channels);
-            if lanes == 1 {
-                lane.extend(frames.map(|frame| frame.iter().sum::<f32>() / channels as f32));
-            } else {
-                lane.extend(frames.map(|frame| frame[n]));
-            }
-        }
+        part(&buffer[start * channels..end * channels], channels, &mut heard)?;
         sink.push(RATE, &heard)?;
     }
     Ok(())

@@ -37,6 +37,13 @@ pub(super) struct Access {
     pub(super) session: Option<Arc<SessionUpdate>>,
 }
 
+impl Access {
+    /// Whose conversations and calls may be read; nobody's with a client secret, which is in the hands of somebody who may know their own alone.
+    pub(super) fn reader(&self) -> Option<Tenant> {
+        self.session.is_none().then_some(self.tenant)
+    }
+}
+
 /// The rules, made once.
 pub(super) struct Guard {
     /// Hashes, so that comparing takes the same time for any wrong token.

@@ -134,13 +134,12 @@ pub(super) async fn tidy(hub: Arc<Hub>, mut ending: watch::Receiver<bool>) {
     }
 }
 
-/// Whose calls these are. A client secret is in the hands of somebody who is not to know what others said.
+/// Whose calls these are.
 fn owner(access: &Access) -> Result<Tenant, Refused> {
-    if access.session.is_none() {
-        return Ok(access.tenant);
-    }
-    let message = "A client secret opens sessions; calls are for those with a token.";
-    Err(Refused::new(StatusCode::FORBIDDEN, ErrorBody::invalid("client_secret_not_enough", message)))
+    access.reader().ok_or_else(|| {
+        let message = "A client secret opens sessions; calls are for those with a token.";
+        Refused::new(StatusCode::FORBIDDEN, ErrorBody::invalid("client_secret_not_enough", message))
+    })
 }
 
 pub(super) fn find(app: &App, access: &Access, id: &str) -> Result<Arc<Record>, Refused> {

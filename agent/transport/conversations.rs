@@ -116,9 +116,9 @@ fn journal(app: &App) -> Result<&Journal, Refused> {
     app.journal.as_ref().ok_or(Refused::Off)
 }
 
-/// Whose conversations may be read. A client secret is in the hands of somebody who may know their own alone.
+/// Whose conversations may be read.
 pub(super) fn reader(access: &Access) -> Result<Tenant, Refused> {
-    if access.session.is_some() { Err(Refused::Secret) } else { Ok(access.tenant) }
+    access.reader().ok_or(Refused::Secret)
 }
 
 #[derive(Deserialize)]

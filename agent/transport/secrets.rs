@@ -102,7 +102,7 @@ pub(super) fn route() -> MethodRouter<Arc<App>> {
 }
 
 async fn create(State(app): State<Arc<App>>, Extension(access): Extension<Access>, body: Bytes) -> Response {
-    if access.session.is_some() {
+    if access.reader().is_none() {
         let message = "A client secret mints no client secrets; use the server's token.";
         return refuse(StatusCode::FORBIDDEN, &ErrorBody::invalid("client_secret_not_allowed", message))
             .into_response();

@@ -38,11 +38,11 @@ pub(super) fn begin(app: Arc<App>, mut line: Line, caller: Caller) -> String {
     let name = again.unwrap_or_else(|| format!("conv_{suffix}"));
     let can_resume = app.journal.as_ref().is_some_and(Journal::can_resume);
     if caller.resume == Resume::Never || !can_resume {
-        let (its, app) = (name.clone(), app);
         // Else whoever finds it among the kept conversations would go on with it beside this one.
         let held = can_resume.then(|| app.live.hold(&name));
+        let session = run(app, id, name.clone(), line, caller, None);
         tokio::spawn(async move {
-            run(app, id, its, line, caller, None).await;
+            session.await;
             drop(held);
         });
         return name;

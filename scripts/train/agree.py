@@ -54,15 +54,12 @@ def main() -> None:
     def ids(text: str) -> list[int]:
         return listener.tokenizer.encode(text).ids
 
-    def embed(text: str) -> torch.Tensor:
-        return listener.decoder.embeddings[ids(text)]
-
     same = 0
     for line in said:
         samples = sound.to_rate(*soundfile.read(args.sounds / line["sound"], dtype="float32"))
         features = whisper.encode([log_mel(samples, form.peak)], form)[0]
         with torch.no_grad():
-            prompt = torch.cat([embed(BEGIN), listener.adaptor(features[None])[0], embed(REST + BEGUN)])
+            prompt = torch.cat([listener.embed(BEGIN), listener.adaptor(features[None])[0], listener.embed(REST + BEGUN)])
             mine = generate(listener.decoder, [prompt], listener.tokenizer.token_to_id(END), args.most)[0][0]
         text = listener.tokenizer.decode(mine, skip_special_tokens=False).removesuffix(END)
         theirs = line["reasoning"] + BEHIND + line["reply"]

@@ -59,13 +59,12 @@ class Listener:
         self.adaptor = Adaptor().load(folder / "adaptor.safetensors")
         self.tokenizer, self.pause = Tokenizer.from_file(str(work / "tokenizer.json")), pause
 
+    def embed(self, text: str) -> torch.Tensor:
+        return self.decoder.embeddings[self.tokenizer.encode(text).ids]
+
     @torch.no_grad()
     def hear(self, examples: list[Example], instruction: str, most: int, begun: list[str] | None = None) -> list[str]:
         """Greedy continuations; `begun` is what the assistant's turn already says."""
-
-        def embed(text: str) -> torch.Tensor:
-            return self.decoder.embeddings[self.tokenizer.encode(text).ids]
-
         out: list = [None] * len(examples)
         order = sorted(range(len(examples)), key=lambda i: len(examples[i].features))
         for start in range(0, len(order), BATCH):
@@ -74,7 +73,7 @@ class Listener:
             frames, lengths = collate([examples[i] for i in rows])
             sounds = self.adaptor(frames)
             prompts = [
-                torch.cat([embed(BEGIN), sound[: (length + 1) // 2], embed(instruction + REST + (begun[i] if begun else ""))])
+                torch.cat([self.embed(BEGIN), sound[: (length + 1) // 2], self.embed(instruction + REST + (begun[i] if begun else ""))])
                 for i, sound, length in zip(rows, sounds, lengths)
             ]
             for i, (ids, _) in zip(rows, generate(self.decoder, prompts, self.tokenizer.token_to_id(END), most)):

@@ -25,7 +25,7 @@ from . import common
 from .adaptor import Aligner, Pieces
 from .dataset import Example, Training, Typed, collate
 from .decoder import Decoder, Span, Weights
-from .tasks import BEGIN, EMPTY, END, REST, SYSTEM, TYPED, Branch, branches
+from .tasks import EMPTY, END, REST, TYPED, Branch, branches, opening
 
 COMMON, SPECIAL = 40_000, torch.arange(151_643, 151_665)
 
@@ -49,7 +49,7 @@ class Pack:
         return start + len(part)
 
     def add(self, sound: torch.Tensor, system: str, tasks: list) -> None:
-        head = self.ids((SYSTEM.format(system) if system else "") + BEGIN)
+        head = self.ids(opening(system))
         trunk = self._put(self.embeddings[head], 0, 0)
         trunk = self._put(sound, 0, trunk)
         for number, task in enumerate(tasks, 1):

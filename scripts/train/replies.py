@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from . import common, facts, texts
 from .decoder import Decoder, Weights, generate
-from .tasks import BEGIN, END, REST, SYSTEM
+from .tasks import END, REST, opening
 
 THEMES = (
     "the moon, the sea, a volcano, photosynthesis, electricity, the human heart, democracy, inflation, a rainbow, the water cycle, gravity, vaccines, sleep, "
@@ -140,7 +140,7 @@ def main() -> None:
     for batch in tqdm(batches[done:], initial=done, total=len(batches)):
         pause.wait()
         embedded = [
-            decoder.embeddings[tokenizer.encode((SYSTEM.format(p["system"]) if p["system"] else "") + BEGIN + p["text"] + REST).ids] for p in batch
+            decoder.embeddings[tokenizer.encode(opening(p["system"]) + p["text"] + REST).ids] for p in batch
         ]
         with torch.no_grad():
             written = generate(decoder, embedded, tokenizer.token_to_id(END), args.longest)

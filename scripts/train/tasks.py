@@ -32,6 +32,11 @@ SOUND = {"none": "clean sound", "hiss": "hiss", "rumble": "a low rumble", "wind"
 CONTOUR = {"rising": "rising at the end", "falling": "falling at the end"}
 
 
+def opening(system: str) -> str:
+    """What a conversation begins with, up to what the user says."""
+    return (SYSTEM.format(system) if system else "") + BEGIN
+
+
 def events(facts: dict) -> str:
     count = facts["count"]
     words = f"{'one' if count == 1 else in_words(count)} {facts['event']}{'s' if count > 1 else ''}"
