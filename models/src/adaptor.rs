@@ -30,6 +30,9 @@ impl Adaptor {
         let d = config.n_audio_state;
         // Width between the two linear layers: 2048 in every published checkpoint, told by no config.
         let hidden = weights.length("adapter.linear1.bias")?;
+        if hidden == 0 {
+            return Err(crate::Error::tensor("adapter.linear1.bias", "is empty"));
+        }
         Ok(Self {
             weight: weights.tensor("adapter.conv.weight", &[d, d, config.kernel_size])?,
             bias: weights.tensor("adapter.conv.bias", &[d])?.reshape((1, d, 1))?,

@@ -52,6 +52,9 @@ impl Finish {
             if tensor.dims() != [length] {
                 return Err(Error::tensor(name, format!("has the shape {:?}, not [{length}]", tensor.dims())));
             }
+            if !crate::weights::finite(tensor)? {
+                return Err(Error::tensor(name, "holds values that are not finite"));
+            }
             Ok(tensor.to_dtype(DType::F32)?.to_vec1::<f32>()?)
         };
         Ok(Self { head: Some(Head { weight: read("weight", hidden)?, bias: read("bias", 1)?[0] }), ..self })

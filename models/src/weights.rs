@@ -135,7 +135,7 @@ impl Weights {
 }
 
 /// Whether every value is finite.
-fn finite(tensor: &Tensor) -> Result<bool> {
+pub(crate) fn finite(tensor: &Tensor) -> Result<bool> {
     if !tensor.dtype().is_float() {
         return Ok(true);
     }

@@ -134,6 +134,32 @@ fn captions(listening: &mut Listening, samples: &[f32]) -> (String, usize) {
 }
 
 #[test]
+fn sound_that_comes_just_before_the_closing_is_in_the_last_reading() {
+    let engine = nano(true);
+    let samples = &jfk()[..5 * 16_000];
+    let last = |text: &str| text.split_whitespace().last().map(str::to_lowercase);
+    let mut listening = listen(&engine, 1, Tenant(1));
+    let whole = last(&captions(&mut listening, samples).0);
+    // The rest and the closing come while the engine hears the beginning, a little later each time.
+    for round in 0..12 {
+        let mut listening = listen(&engine, 10 + round, Tenant(10 + round));
+        assert_eq!(listening.push(&samples[..56_000]), 0);
+        std::thread::sleep(std::time::Duration::from_millis(9 * round));
+        assert_eq!(listening.push(&samples[56_000..]), 0);
+        listening.finish();
+        let mut committed = String::new();
+        loop {
+            let caption = listening.blocking_next().expect("the last caption is marked");
+            committed.push_str(&caption.committed);
+            if caption.is_last {
+                break;
+            }
+        }
+        assert_eq!(last(&committed), whole, "after {} ms: {committed:?}", 9 * round);
+    }
+}
+
+#[test]
 fn i3_where_no_ear_reads_words_the_decoder_does_and_leaves_the_prefix_as_it_was() {
     let engine = nano(false);
     let samples = jfk();

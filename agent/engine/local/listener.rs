@@ -269,8 +269,9 @@ impl Listener {
     /// Goes on reading the words; `false` when there is nothing to read now.
     pub(super) fn read(&mut self, model: &Checkpoint) -> Result<bool> {
         let Some(ear) = &model.words else { return self.ask(model) };
-        let is_due = self.is_due(TICK);
+        // Looked at first: nothing comes after the closing. What came just before it may still be on its way, and the last reading waits for that.
         let closed = self.is_closed();
+        let is_due = self.is_due(TICK) && (!closed || self.inlet.is_empty());
         let Some(ears) = &mut self.ears else { return Ok(false) };
         let Some(guess) = &mut self.guess else {
             if !is_due {
@@ -315,10 +316,11 @@ impl Listener {
 
     /// Asks the decoder for the words, on a fork that hears the segment as if it ended here. It reads with the passes that follow.
     fn ask(&mut self, model: &Checkpoint) -> Result<bool> {
+        let closed = self.is_closed();
         let is_due = self.reader.is_none() && self.is_read() && self.is_due(SLOW_TICK);
         let Some(ears) = self.ears.as_ref().filter(|_| is_due && self.is_drained()) else { return Ok(false) };
         self.guessed = ears.heard();
-        self.ends = self.is_closed();
+        self.ends = closed;
         let (sound, mut track) = (ears.tokens(), self.track.fork());
         if sound == 0 {
             self.last_words = self.ends.then(String::new);

@@ -56,6 +56,11 @@ impl Reader {
         Ok(false)
     }
 
+    /// Blocks it may still take.
+    pub(super) fn blocks(&self) -> usize {
+        self.track.blocks(self.left)
+    }
+
     /// What was read behind the words that were committed.
     pub(super) fn text(&self) -> &str {
         &self.text

@@ -194,16 +194,18 @@ impl Schedule {
         let bases = listener.map(|l| &l.track).into_iter().chain(&memory.track);
         let mut track = bases.max_by_key(|t| t.common(wanted)).map_or_else(|| Track::new(&self.pool), Track::fork);
         let kept = track.keep(salt, wanted);
-        let blocks = track.sequence.blocks_for(plan.tokens - kept);
-        if !self.memories.make_room(&self.pool, blocks, promised(&self.live)) {
+        let tokens = plan.tokens;
+        let memory = self.memories.of(session);
+        let ears = listener.and_then(Listener::ears).or(memory.ears.as_ref());
+        let turn = Live::begin(&self.model, job, plan, (track, kept), ears, memory);
+        // Its own branches', too: reader, judge and mouth.
+        if !self.memories.make_room(&self.pool, turn.promised(), promised(&self.live)) {
             return Err(match self.live.len() + self.listeners.len() {
-                0 => EngineError::ContextFull { tokens: plan.tokens, limit: self.pool.tokens() },
+                0 => EngineError::ContextFull { tokens, limit: self.pool.tokens() },
                 waiting => EngineError::Overloaded { waiting },
             });
         }
-        let memory = self.memories.of(session);
-        let ears = listener.and_then(Listener::ears).or(memory.ears.as_ref());
-        Ok(Live::begin(&self.model, job, plan, (track, kept), ears, memory))
+        Ok(turn)
     }
 
     fn begin_ear(&mut self, ear: Ear) {

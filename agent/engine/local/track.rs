@@ -88,6 +88,11 @@ impl Track {
         self.waiting.iter().map(|rows| rows.units.len()).sum()
     }
 
+    /// Blocks for the rows that wait or are on their way, and `more`.
+    pub(super) fn blocks(&self, more: usize) -> usize {
+        self.sequence.blocks_for(self.units.len() - self.sequence.len() + self.waiting() + more)
+    }
+
     /// Whether rows are on their way that the sequence has not taken yet.
     pub(super) fn is_behind(&self) -> bool {
         self.sequence.len() < self.units.len()

@@ -113,7 +113,9 @@ impl Plan {
         }
         let parts = prompt::parts(model, &request.conversation, &pieces, names).map_err(failed)?;
         let units = prompt::units(&parts);
-        let tokens = units.len() + request.thinking_budget + request.max_reply_tokens;
+        // The ear's words are put in beside what is drawn: no more tokens than their sound has, and a few.
+        let told = prompt::newest_place(&parts).filter(|_| spoken).map_or(0, |(_, sound)| sound + BLOCK);
+        let tokens = units.len() + told + request.thinking_budget + request.max_reply_tokens;
         let limit = model.decoder.config().max_position_embeddings;
         if tokens > limit {
             return Err(EngineError::ContextFull { tokens, limit });
@@ -263,9 +265,13 @@ impl Live {
     pub(super) fn promised(&self) -> usize {
         let own = self.mind.sequence.blocks_for(self.most.saturating_sub(self.mind.sequence.len()));
         // A reader copies a half-full block, asks, and reads as many tokens as there is sound, and a few.
-        let asked = self.to_read.map_or(0, |(_, sound)| (sound + BLOCK).div_ceil(BLOCK) + 2);
+        let asked = match (self.to_read, &self.reader) {
+            (Some((_, sound)), _) => (sound + BLOCK).div_ceil(BLOCK) + 2,
+            (None, reader) => reader.as_ref().map_or(0, Reader::blocks),
+        };
         // A mouth copies a half-full block and repeats what was said.
-        let judged = if self.to_judge.is_some() { Due::BLOCKS } else { 0 };
+        let asking = self.judge.as_ref().map_or(0, |track| track.blocks(0));
+        let judged = if self.to_judge.is_some() { Due::BLOCKS } else { asking };
         own + asked + judged + if self.is_paced() { self.request.max_reply_tokens.div_ceil(BLOCK) + 1 } else { 0 }
     }
 

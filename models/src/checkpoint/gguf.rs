@@ -241,13 +241,16 @@ fn parse(bytes: &[u8]) -> Parsed<(HashMap<String, Value>, HashMap<String, Entry>
     }
     let alignment = match metadata.get("general.alignment") {
         None => 32,
-        Some(Value::Int(a)) if (1..=4096).contains(a) => *a as usize,
+        Some(Value::Int(a)) if (8..=4096).contains(a) && a % 8 == 0 => *a as usize,
         Some(_) => return Err("general.alignment is not a sane number".into()),
     };
     let data = cursor.at.next_multiple_of(alignment);
     let mut entries = HashMap::new();
     for (name, shape, dtype, offset) in found {
         let entry = place(shape, dtype, data, offset, bytes.len()).map_err(|e| format!("tensor {name} {e}"))?;
+        if !entry.start.is_multiple_of(alignment) {
+            return Err(format!("tensor {name} begins at byte {}, which is no multiple of {alignment}", entry.start));
+        }
         entries.insert(name, entry);
     }
     Ok((metadata, entries))

@@ -76,6 +76,11 @@ pub(super) fn open(directory: &Path, own: Option<Config>, options: &Options) -> 
 fn update(checkpoint: &mut Checkpoint, weights: &Weights, bytes: &[u8], scale: f64) -> Result<()> {
     let path = Path::new("lora.safetensors");
     let tensors = candle_core::safetensors::load_buffer(bytes, weights.device()).map_err(|e| Error::file(path, e))?;
+    for (name, tensor) in &tensors {
+        if !crate::weights::finite(tensor)? {
+            return Err(Error::tensor(name, "holds values that are not finite"));
+        }
+    }
     for (name, a) in &tensors {
         let Some(layer) = name.strip_suffix(".lora_A.weight") else { continue };
         let b = tensors.get(&format!("{layer}.lora_B.weight"));

@@ -45,7 +45,7 @@ pub(crate) enum Level {
     Avx2,
     /// The same with 8-bit dot products.
     AvxVnni,
-    /// AVX-512 F, BW and VNNI.
+    /// AVX-512 F, BW, VL and VNNI.
     Avx512,
 }
 
@@ -71,6 +71,7 @@ impl Level {
                 }
             }
             let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            let has = has && is_x86_feature_detected!("avx512vl");
             if has && is_x86_feature_detected!("avx512vnni") && all.contains(&Self::Avx2) {
                 all.push(Self::Avx512);
             }

@@ -131,7 +131,7 @@ impl Pool {
         if tasks < 2 || self.workers == 0 {
             return alone();
         }
-        let Ok(_serving) = self.serving.try_lock() else { return alone() };
+        let Ok(serving) = self.serving.try_lock() else { return alone() };
         let call = (self.ticket.load(SeqCst) >> 32).wrapping_add(1) & CLOSED;
         // From here until the ticket is the new call's nobody can claim a task, not even who looked at the last call's ticket just now.
         self.ticket.fetch_or(CLOSED, SeqCst);
@@ -151,7 +151,10 @@ impl Pool {
             // A worker that was interrupted may want this very processor.
             if looks > 2000 { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
-        assert!(self.failed.swap(0, SeqCst) == 0, "a task of the kernels panicked");
+        let failed = self.failed.swap(0, SeqCst);
+        // Let go first: a lock that a panic has poisoned would pass for a busy one for ever.
+        drop(serving);
+        assert!(failed == 0, "a task of the kernels panicked");
     }
 }
 
@@ -199,6 +202,7 @@ mod tests {
     fn a_panic_reaches_its_caller_and_leaves_the_threads_alive() {
         let panicked = catch_unwind(|| run(64, |i| assert_ne!(i, 40)));
         assert!(panicked.is_err());
+        assert!(!pool().serving.is_poisoned());
         assert_eq!(map(64, |i| i).len(), 64);
     }
 }
