@@ -17,6 +17,8 @@ const WAITING: usize = 10;
 const LARGEST: usize = 16_000;
 /// A gap of the clock that is filled with silence, samples: a longer one is no stream.
 const LONGEST_GAP: u64 = 60 * RATE;
+/// How far a track may fall behind the stream's clock before it is taken to be silent, samples.
+const PATIENCE: u64 = 2 * RATE;
 /// µ-law silence.
 const SILENCE: u8 = 0xff;
 
@@ -231,6 +233,16 @@ impl Track {
         Ok(())
     }
 
+    /// The stream's clock, in milliseconds, as another track has it. Some senders leave silence out, and a party on hold sends nothing: what is missing up to
+    /// two seconds ago is silence, appended to `out`, so that the last words end their turn while the other party goes on.
+    pub fn wait(&mut self, clock: u64, out: &mut Vec<u8>) {
+        let gap = clock.saturating_mul(RATE / 1000).saturating_sub(PATIENCE).saturating_sub(self.given);
+        if gap > 0 && gap <= LONGEST_GAP && self.waiting.is_empty() {
+            out.resize(out.len() + gap as usize, SILENCE);
+            self.given += gap;
+        }
+    }
+
     /// No more chunks will come: what waits is heard with its gaps.
     ///
     /// # Errors
@@ -324,6 +336,24 @@ mod tests {
         track.push(2, 1021, chunk(8), &mut out).unwrap();
         assert_eq!(out.len(), 8_320);
         assert_eq!(track.push(3, 99_000_000, chunk(9), &mut out), Err(TwilioError::Leap));
+    }
+
+    #[test]
+    fn a_track_that_sends_no_silence_is_silent_by_the_clock_of_the_other() {
+        let (mut track, mut out) = (Track::default(), Vec::new());
+        track.push(1, 0, chunk(7), &mut out).unwrap();
+        track.wait(2_020, &mut out);
+        assert_eq!(out.len(), 160, "nothing is missing yet");
+        for seconds in 3..120 {
+            track.wait(1000 * seconds, &mut out);
+        }
+        assert_eq!((out.len(), out[160]), (117 * 8_000, SILENCE));
+        // It comes back after two minutes, longer than a hole may be.
+        track.push(2, 120_000, chunk(8), &mut out).unwrap();
+        assert_eq!((out.len(), out[120 * 8_000 - 1], out[120 * 8_000]), (120 * 8_000 + 160, SILENCE, 8));
+        // A clock from nowhere fills no memory.
+        track.wait(u64::MAX, &mut out);
+        assert_eq!(out.len(), 120 * 8_000 + 160);
     }
 
     #[test]

@@ -159,7 +159,7 @@ impl Line {
                     if let Err(e) = track.push(media.chunk, media.timestamp, media.payload, &mut self.bytes) {
                         break broken(&e);
                     }
-                    if !self.hear(party, false) {
+                    if !self.hear(party, false) || !self.wait(party, media.timestamp) {
                         break Goodbye::new(close_code::POLICY, "the call is too long");
                     }
                 }
@@ -181,6 +181,14 @@ impl Line {
         let (lost, late) = self.tracks.iter().fold((0, 0), |sum, (track, _)| (sum.0 + track.lost, sum.1 + track.late));
         tracing::info!(call = self.live.record().id(), lost, late, "a phone line ends");
         goodbye
+    }
+
+    /// The clock that `party` shows goes for all: who sends nothing meanwhile is silent.
+    fn wait(&mut self, party: usize, clock: u64) -> bool {
+        (0..self.tracks.len()).filter(|other| *other != party).all(|other| {
+            self.tracks[other].0.wait(clock, &mut self.bytes);
+            self.bytes.is_empty() || self.hear(other, false)
+        })
     }
 
     fn hear(&mut self, party: usize, is_last: bool) -> bool {

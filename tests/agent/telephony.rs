@@ -95,6 +95,28 @@ fn silent_notes() -> Config {
 }
 
 #[tokio::test]
+async fn a_party_that_sends_no_silence_ends_its_turn_while_the_other_goes_on() {
+    let mut server = serve(silent_notes()).await;
+    let mut phone = Phone::dial(&server).await;
+    phone.start(&["inbound", "outbound"], json!({})).await;
+    // One speaks for two seconds, and sends nothing any more; the other only listens.
+    let customer = line(&noise_f32(2.0, syllables));
+    let agent = line(&noise_f32(8.0, |_| false));
+    for (n, theirs) in agent.chunks(160).enumerate() {
+        if let Some(mine) = customer.chunks(160).nth(n) {
+            phone.media("inbound", n + 1, mine).await;
+        }
+        phone.media("outbound", n + 1, theirs).await;
+    }
+    // The line is open still.
+    server.opened().await.read(["Good", " morning."]).await;
+    let id = call(&server).await["id"].as_str().unwrap().to_owned();
+    server.send("GET", &format!("/v1/calls/{id}/events"), "", b"").await.until("morning.").await;
+    phone.stop().await;
+    assert_eq!(phone.closed().await, 1000);
+}
+
+#[tokio::test]
 async fn two_tracks_are_two_ears_and_one_conversation() {
     let mut server = serve(config()).await;
     let mut phone = Phone::dial(&server).await;
