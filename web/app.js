@@ -48,7 +48,7 @@ let soundMs = 0;
 // ---- Settings -------------------------------------------------------------------------------------------------------
 
 function loadSettings() {
-  const defaults = { device: "", mode: "open", cleanup: true, effort: "medium", aloud: false };
+  const defaults = { device: "", mode: "open", cleanup: true, effort: "", aloud: false }; // effort "": as the server has it
   try {
     return { ...defaults, ...JSON.parse(localStorage.getItem("hearken.settings")) };
   } catch {
@@ -103,7 +103,7 @@ function askForSession() {
         },
       },
       include: ["reasoning.text", "hearken.timings", "hearken.captions.tentative"],
-      reasoning: { effort: settings.effort },
+      ...(settings.effort && { reasoning: { effort: settings.effort } }),
     },
   });
 }
@@ -279,10 +279,17 @@ function learnSession({ type, session = {} }) {
   const input = session.audio?.input;
   if (Number.isFinite(input?.turn_detection?.silence_duration_ms)) silenceMs = input.turn_detection.silence_duration_ms;
   if (session.model) at("fact-model").textContent = session.model;
+  if (!settings.effort) showEffort(session.reasoning?.effort);
   if (type !== "session.updated" || wire.takesTracks) return;
   const answered = input?.format?.type ?? FORMATS[format].wire.type;
   if (answered === FORMATS[format].wire.type) agreed = format;
   else if (format === "opus") fallBackToPcm();
+}
+
+/** What nobody has chosen here is as the server's configuration or its model has it. */
+function showEffort(told) {
+  const effort = { minimal: "none", xhigh: "high" }[told] ?? told;
+  for (const radio of document.getElementsByName("effort")) radio.checked = radio.value === effort;
 }
 
 function serverError(error) {

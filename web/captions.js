@@ -86,7 +86,7 @@ wire.addEventListener("status", ({ detail }) => {
   } else if (detail.state === "waiting") {
     at("banner-words").textContent = `${connectionWords(detail)} Trying again.`;
     at("banner").hidden = false;
-    if (detail.code === 1006 || detail.code === 1008) void whyLost();
+    if (detail.code === 1006 || detail.code === 1008) void whyLost(detail);
   } else if (detail.state === "resting" && detail.code !== undefined && running && settings.source !== "whip") {
     stop();
     notice(detail.code === 1008 ? connectionWords(detail) : "These captions go on in another place, or nothing was heard for long. Press Start to go on here.");
@@ -94,7 +94,12 @@ wire.addEventListener("status", ({ detail }) => {
   showState();
 });
 
-async function whyLost() {
+/** A refused WebSocket says nothing about why; the server's plain pages do. */
+async function whyLost(detail) {
+  const ready = await ask("ready").catch(() => null);
+  const { free_sessions } = (await ready?.json().catch(() => null)) ?? {};
+  const state = !ready ? "unreachable" : !ready.ok ? "loading" : free_sessions === 0 ? "full" : "ready";
+  if (wire.state === "waiting") at("banner-words").textContent = `${connectionWords({ ...detail, ready: state })} Trying again.`;
   const answer = await ask(wire.resume ? `v1/conversations/${wire.resume.conversation_id}` : "v1/models").catch(() => null);
   if (answer?.status === 401) askForToken();
   if (answer?.status === 404 && wire.resume) wire.goTo();
@@ -433,7 +438,7 @@ function showAddresses() {
   if (settings.source === "whip") address.searchParams.set("whip", "1");
   // A browser source has nobody who could type it in.
   if (wire.token) address.searchParams.set("token", wire.token);
-  at("overlay-warning").hidden = !wire.token;
+  at("overlay-warning").hidden = at("bearer-hint").hidden = !wire.token;
   const nothing = settings.source !== "whip" && wire.state === "open" && !wire.resume;
   at("overlay-address").textContent = nothing ? "this server keeps no captions, so there is nothing to follow" : address.href;
   at("whip-address").textContent = streamAddress();
@@ -465,7 +470,9 @@ function showHelp(kind = "failed") {
   heading.textContent = title;
   const list = document.createElement("ol");
   for (const step of steps) list.append(Object.assign(document.createElement("li"), { textContent: step }));
-  at("help").replaceChildren(heading, list);
+  const again = Object.assign(document.createElement("button"), { type: "button", className: "small", textContent: "Try again" });
+  again.addEventListener("click", () => void start());
+  at("help").replaceChildren(heading, list, ...(["denied", "busy", "failed"].includes(kind) ? [again] : []));
   at("help").hidden = false;
   at("help").scrollIntoView({ block: "nearest" });
 }

@@ -10,6 +10,15 @@ const OPEN_MS = 10_000;
 /** A path that is interrupted for so long is lost. */
 const LOST_MS = 1500;
 
+/** Of an error as the server words it. */
+function messageOf(text) {
+  try {
+    return JSON.parse(text).error.message;
+  } catch {
+    return "";
+  }
+}
+
 function addressOf(base, path, { kind, resume, after }) {
   const url = new URL(path, base);
   url.hash = "";
@@ -151,7 +160,8 @@ export class PeerPipe {
   #refused(status, text) {
     // Not served here, or not in this form. All else a WebSocket would be told, too.
     const unusable = [405, 415, 422].includes(status) || (status === 404 && text.includes('"not_found"'));
-    this.#end({ code: status === 401 ? 1008 : 1006, unusable });
+    // A page from an address that the server does not know would try for ever without ever being told why.
+    this.#end({ code: status === 401 || status === 403 ? 1008 : 1006, reason: status === 403 ? messageOf(text) : "", unusable });
   }
 
   #fail() {

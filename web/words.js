@@ -50,6 +50,7 @@ const REASONS = {
 
 export function endNote(turn) {
   if (turn.code === "server_restarted") return ERRORS.server_restarted;
+  if (turn.state === "failed" && ERRORS[turn.code]) return ERRORS[turn.code];
   if (turn.state === "failed") return turn.why ? `The reply failed: ${turn.why}` : "The reply failed.";
   if (turn.state === "incomplete") return REASONS[turn.reason] ?? "The reply is not complete.";
   if (turn.state === "cancelled") return turn.why ?? REASONS[turn.reason] ?? "Stopped here.";
@@ -62,11 +63,10 @@ const QUIET = new Set(["response_cancel_not_active", "input_audio_buffer_commit_
 const ERRORS = {
   conversation_already_has_active_response: "It is still answering. Stop the reply first, then send again.",
   overloaded: "The server is serving as many people as it can. Try again in a moment.",
-  rate_limit_exceeded: "The server is serving as many people as it can. Try again in a moment.",
-  context_length_exceeded: "This conversation has grown too long for the model. Reload the page to start a new one.",
+  rate_limit_exceeded: "This conversation has asked for too many replies. Try again in a minute.",
+  context_length_exceeded: "This conversation has grown too long for the model. Begin a new one under History.",
   server_restarted: "The server was restarted here.",
   input_audio_too_long: "That is more sound than can be taken at once.",
-  session_expired: "This session has come to its time limit. Reload the page to start a new one.",
   invalid_api_key: "The server asks for a key, and this page was not given one.",
 };
 
@@ -82,7 +82,7 @@ export function connectionWords({ code, reason, ready }) {
   if (ready === "full") return "The server is serving as many people as it can.";
   if (ready === "loading") return "The server is up, and not ready yet.";
   if (code === 1013 || code === 4429) return "The server is serving as many people as it can.";
-  if (code === 1008 || code === 4401) return reason ? `The server refused this page: ${reason}.` : "The server refused this page.";
+  if (code === 1008 || code === 4401) return reason ? `The server refused this page: ${reason.replace(/\.$/, "")}.` : "The server refused this page.";
   if (code === 1001 || code === 1012) return "The server is restarting.";
   if (ready === "unreachable") return "The server cannot be reached.";
   return "The connection was lost.";
@@ -126,7 +126,7 @@ export function microphoneHelp(kind, { host, protocol, port } = {}) {
         steps: [
           "Browsers lend the microphone only to pages opened over https, or on the same machine as localhost.",
           `On the machine that runs Hearken, open http://localhost${port ? `:${port}` : ""}/ instead of ${protocol}//${host}/.`,
-          "From another device, put Hearken behind https (any reverse proxy will do), or carry its port over with ssh -L.",
+          "From another device, put Hearken behind https with any reverse proxy and name that address in server.allowed_origins, or carry its port over with ssh -L.",
         ],
       };
     case "unsupported":
@@ -160,6 +160,6 @@ export function microphoneHelp(kind, { host, protocol, port } = {}) {
         steps: ["Another program holds it, or the system would not open it. Close calls and recorders, then press Try again."],
       };
     default:
-      return { title: "The microphone would not start", steps: ["Unplug it and plug it in again, or choose another in Settings, then press Try again."] };
+      return { title: "The microphone would not start", steps: ["Unplug it and plug it in again, or choose another device, then press Try again."] };
   }
 }

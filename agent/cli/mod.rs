@@ -32,7 +32,7 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve the page at / and the WebSocket at /v1/realtime.
+    /// Serve the pages /, /captions and /calls, and all wires: Realtime, WebRTC, WHIP, chat completions, transcriptions, phone streams.
     Serve {
         #[command(flatten)]
         settings: Settings,
