@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Extension, Path, Query, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::App;
 use super::auth::Access;
-use super::visit::{BODY, Refused, Visit, upload};
+use super::visit::{BODY, Queried, Refused, Visit, upload};
 use crate::apps::calls::live::{Hub, Opening, Record, Told};
 use crate::audio::file::{self, FileError};
 use crate::config::Config;
@@ -157,7 +157,7 @@ pub(super) async fn show(
     State(app): State<Arc<App>>,
     Extension(access): Extension<Access>,
     Path(id): Path<String>,
-    Query(params): Query<Params>,
+    Queried(params): Queried<Params>,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     let record = find(&app, &access, &id)?;

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Extension, Path, Query, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -22,6 +22,7 @@ use super::App;
 use super::auth::Access;
 use super::http::refuse;
 use super::listen::{Caller, Resume};
+use super::visit::Queried;
 use crate::engine::Tenant;
 use crate::journal::{Form, Journal, JournalError, Search};
 use crate::protocol::openai::ErrorBody;
@@ -132,7 +133,7 @@ pub(super) struct Wanted {
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Extension(access): Extension<Access>,
-    Query(wanted): Query<Wanted>,
+    Queried(wanted): Queried<Wanted>,
 ) -> Result<Json<Value>, Refused> {
     let limit = wanted.limit.unwrap_or(20).clamp(1, MOST);
     let text = wanted.search.filter(|text| !text.is_empty());
@@ -207,7 +208,7 @@ pub(super) async fn events(
     State(app): State<Arc<App>>,
     Extension(access): Extension<Access>,
     Path(name): Path<String>,
-    Query(After { after }): Query<After>,
+    Queried(After { after }): Queried<After>,
 ) -> Result<Response, Refused> {
     let found = journal(&app)?.events(reader(&access)?, &name, after.unwrap_or(0)).await?;
     let frames: Vec<Box<RawValue>> =

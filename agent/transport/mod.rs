@@ -21,19 +21,25 @@ mod webrtc;
 mod websocket;
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::serve::ListenerExt as _;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::apps::calls::live::Hub;
 use crate::config::{self, Config};
 use crate::engine::{Engine, SessionId};
 use crate::journal::{Journal, JournalError, place};
 use crate::metrics::Metrics;
+
+/// A request's head is here by then; so long may a connection be idle between two requests.
+const HEAD: Duration = Duration::from_secs(30);
 
 /// What every connection of one server shares.
 pub(crate) struct App {
@@ -72,7 +78,7 @@ impl App {
 /// Serves until `shutdown` is ready, then lets sessions say goodbye (close 1001) for at most `server.drain_seconds`.
 ///
 /// # Errors
-/// When the listener has no address, the journal cannot be opened, the UDP port cannot be had, or accepting fails for good.
+/// When the listener has no address, the journal cannot be opened, or the UDP port cannot be had.
 pub async fn serve(
     listener: TcpListener,
     config: Arc<Config>,
@@ -104,30 +110,66 @@ pub async fn serve(
         config: config.clone(),
     });
     tracing::info!(%address, model = app.engine.model(), "listening");
-    // A token of reply is a packet of its own; waiting to fill packets would only delay it.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
     tokio::spawn(async move {
         shutdown.await;
         let _ = end.send(true);
     });
     tokio::spawn(calls::tidy(app.hub.clone(), ending.clone()));
-    let told = |mut ending: watch::Receiver<bool>| async move {
-        // An error means that nobody can tell us any more, which is an end as well.
-        let _ = ending.wait_for(|ending| *ending).await;
-    };
     let patience = Duration::from_secs(config.server.drain_seconds);
-    let server = axum::serve(listener, http::router(app)).with_graceful_shutdown(told(ending.clone()));
-    tokio::select! {
-        served = server => served?,
-        // An idle or slow connection does not hold the process.
-        () = async { told(ending).await; tokio::time::sleep(patience).await } => return Ok(()),
+    // Each connection holds an end of this channel for as long as it lives.
+    let (alive, mut gone) = mpsc::channel::<()>(1);
+    accept(listener, http::router(app), &ending, &alive).await;
+    drop(alive);
+    // An idle or slow connection does not hold the process.
+    if tokio::time::timeout(patience, gone.recv()).await.is_err() {
+        return Ok(());
     }
     // Sessions live on after their HTTP request; each gives its place back when it has said goodbye.
     let all = u32::try_from(config.server.max_sessions).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(patience, places.acquire_many(all)).await;
     Ok(())
+}
+
+/// Returns when the server is to end. An error of the watch means that nobody can tell us any more, which is an end as well.
+async fn told(mut ending: watch::Receiver<bool>) {
+    let _ = ending.wait_for(|ending| *ending).await;
+}
+
+/// Takes connections until the server is to end. What axum's own server does, and a limit to how long a request's head may take, without which anybody
+/// holds connections for nothing.
+async fn accept(mut listener: TcpListener, router: Router, ending: &watch::Receiver<bool>, alive: &mpsc::Sender<()>) {
+    let end = told(ending.clone());
+    let mut end = pin!(end);
+    loop {
+        let stream = tokio::select! {
+            // Errors that pass are waited for in there.
+            (stream, _) = axum::serve::Listener::accept(&mut listener) => stream,
+            () = &mut end => return,
+        };
+        // A token of reply is a packet of its own; waiting to fill packets would only delay it.
+        let _ = stream.set_nodelay(true);
+        tokio::spawn(connection(stream, router.clone(), ending.clone(), alive.clone()));
+    }
+}
+
+/// Serves one connection to its end. The request that it is at when the server is to end is still answered.
+async fn connection(stream: TcpStream, router: Router, ending: watch::Receiver<bool>, _alive: mpsc::Sender<()>) {
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = told(ending) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
 }
 
 fn open_journal(config: &config::Journal, metrics: &Arc<Metrics>) -> Result<Option<Journal>, JournalError> {

@@ -8,21 +8,21 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, post};
 use axum::{Json, extract::DefaultBodyLimit};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::Rng as _;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::App;
 use super::auth::Access;
-use super::http::refuse;
+use super::visit::Refused;
 use crate::protocol::openai::{ErrorBody, Refusal, SessionUpdate, Settings, parse_session};
 
 /// How every one begins; clients look for it.
@@ -101,28 +101,27 @@ pub(super) fn route() -> MethodRouter<Arc<App>> {
     post(create).layer(DefaultBodyLimit::max(MOST_BYTES))
 }
 
-async fn create(State(app): State<Arc<App>>, Extension(access): Extension<Access>, body: Bytes) -> Response {
+async fn create(
+    State(app): State<Arc<App>>,
+    Extension(access): Extension<Access>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<Value>, Refused> {
     if access.reader().is_none() {
         let message = "A client secret mints no client secrets; use the server's token.";
-        return refuse(StatusCode::FORBIDDEN, &ErrorBody::invalid("client_secret_not_allowed", message))
-            .into_response();
+        return Err(Refused::new(StatusCode::FORBIDDEN, ErrorBody::invalid("client_secret_not_allowed", message)));
     }
-    let (life, session) = match Wish::read(&body) {
-        Ok(wish) => wish,
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, &error).into_response(),
-    };
+    let (life, session) = Wish::read(&body?)?;
     let mut settings = Settings::new(&app.config);
     settings.apply(session.clone(), &app.config.voice);
     let bound = Access { session: Some(Arc::new(session)), ..access };
-    let Some(value) = app.guard.secrets.mint(life, bound) else {
-        let error =
-            ErrorBody::server("overloaded", format!("{MOST} client secrets are live already. Try again later."));
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, &error).into_response();
-    };
+    let value = app.guard.secrets.mint(life, bound).ok_or_else(|| {
+        let message = format!("{MOST} client secrets are live already. Try again later.");
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::server("overloaded", message))
+    })?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let name = format!("sess_{}", app.next_session().1);
     let session = settings.show(&name, app.engine.model());
-    Json(json!({"value": value, "expires_at": (now + life).as_secs(), "session": session})).into_response()
+    Ok(Json(json!({"value": value, "expires_at": (now + life).as_secs(), "session": session})))
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ use crate::session::{Birth, EarId, Input, Output, Session, TurnId};
 
 /// How long the last events of a session may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Events that a client may have been told of since the last one that the journal holds: what seemed to follow, of a turn or two.
+const UNKEPT: u64 = 4096;
 
 /// Gives a line to its session, or begins one; the name of its conversation.
 pub(super) fn begin(app: Arc<App>, mut line: Line, caller: Caller) -> String {
@@ -121,11 +123,14 @@ async fn run(
     let suffix = name.strip_prefix("conv_").unwrap_or(&name).to_owned();
     let birth = Birth { id, suffix, tenant: caller.tenant, settings: caller.settings.clone() };
     let mut session = Session::new(birth, app.engine.model(), app.config.clone(), born.elapsed());
-    if let (Resume::Again(..), Some(journal)) = (&caller.resume, &app.journal) {
+    if let (Resume::Again(_, after), Some(journal)) = (&caller.resume, &app.journal) {
         match journal.events(caller.tenant, &name, 0).await {
             Ok(frames) => {
                 let frames = frames.unwrap_or_default();
-                session.resume(Past::of(frames.iter().map(|(number, frame)| (*number, frame.as_str()))));
+                let past = Past::of(frames.iter().map(|(number, frame)| (*number, frame.as_str())));
+                // What was told and is not kept has numbers, too: they are not given again. A client cannot claim any number.
+                let number = past.number.max((*after).min(past.number.saturating_add(UNKEPT)));
+                session.resume(Past { number, ..past });
             }
             Err(error) => {
                 tracing::error!(%error, "a conversation cannot be read");
@@ -207,11 +212,11 @@ async fn run(
     }
     tracing::info!(session = task.session.name(), code = goodbye.code, reason = goodbye.reason, "session ends");
     task.end(goodbye).await;
-    // Whoever came in the last moment finds the conversation in the journal.
+    // Nobody comes in any more; whoever came in the last moment finds the conversation in the journal.
+    drop(resident);
     while let Some(Ok(line)) = door.as_mut().map(mpsc::Receiver::try_recv) {
         line.end(Goodbye::new(close_code::RESTART, "the session is ending; connect again"));
     }
-    drop(resident);
 }
 
 /// The next client at the door; for ever where there is none.

@@ -6,11 +6,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use axum::extract::multipart::MultipartError;
-use axum::extract::{FromRequest as _, Multipart};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest as _, FromRequestParts, Multipart, Query};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 
@@ -51,6 +54,27 @@ impl Refused {
     /// The body took too long.
     pub(super) fn slow() -> Self {
         Self::body(StatusCode::REQUEST_TIMEOUT, format!("The request was not here after {} s.", BODY.as_secs()))
+    }
+}
+
+impl From<BytesRejection> for Refused {
+    fn from(rejection: BytesRejection) -> Self {
+        Self::body(rejection.status(), rejection.body_text())
+    }
+}
+
+/// A query string; what is wrong in it is refused as all else is, in JSON.
+#[derive(Debug)]
+pub(super) struct Queried<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Queried<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        let Query(asked) = Query::from_request_parts(parts, state)
+            .await
+            .map_err(|e| Refused::new(e.status(), ErrorBody::invalid("invalid_value", e.body_text())))?;
+        Ok(Self(asked))
     }
 }
 

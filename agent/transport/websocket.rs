@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
-use axum::extract::{Extension, Query, State};
+use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{SplitSink, SplitStream};
@@ -27,6 +27,7 @@ use super::auth::Access;
 use super::conversations::Back;
 use super::http::refuse;
 use super::listen::Caller;
+use super::visit::Queried;
 use super::{App, listen, visit};
 use crate::protocol::openai::{ErrorBody, Kind};
 
@@ -62,7 +63,7 @@ impl Goodbye {
 pub(super) async fn upgrade(
     State(app): State<Arc<App>>,
     Extension(access): Extension<Access>,
-    Query(params): Query<Params>,
+    Queried(params): Queried<Params>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     let upgrade = match upgrade {

@@ -1,6 +1,9 @@
 //! Nonsense from outside is answered and survived.
 
+use std::time::Duration;
+
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
@@ -136,4 +139,31 @@ async fn a_full_conversation_says_so() {
     assert_eq!(client.expect("error").await["error"]["code"], "conversation_full");
     client.send(json!({"type": "response.create"})).await;
     assert_eq!(client.expect("error").await["error"]["code"], "conversation_full");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_holds_no_connection() {
+    let server = serve(config()).await;
+    let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow:").await.unwrap();
+    let mut told = Vec::new();
+    // Half a minute, and some for a busy machine.
+    let ended = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut told)).await;
+    assert!(ended.is_ok(), "{:?}", String::from_utf8_lossy(&told));
+    assert_eq!(server.get("/health", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn what_is_wrong_in_a_query_or_too_large_is_told_in_json() {
+    let server = serve(config()).await;
+    for path in ["/v1/conversations?limit=ten", "/v1/conversations/x/events?after=first"] {
+        let (status, _, body) = server.get(path, "").await;
+        let body: serde_json::Value = serde_json::from_str(&body).expect(&body);
+        assert_eq!((status, &body["error"]["code"]), (400, &json!("invalid_value")), "{path}");
+    }
+    let large = " ".repeat(100_000);
+    let headers = format!("Content-Length: {}\r\n", large.len());
+    let (status, _, body) = server.request("POST", "/v1/realtime/client_secrets", &headers, &large).await;
+    let body: serde_json::Value = serde_json::from_str(&body).expect(&body);
+    assert_eq!((status, &body["error"]["code"]), (413, &json!("request_too_large")));
 }

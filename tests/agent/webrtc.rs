@@ -356,6 +356,11 @@ async fn a_peer_may_move_to_another_address_and_begin_ice_anew() {
         let options = RTCOfferOptions { ice_restart: true };
         let offer = phone.connection.create_offer(Some(options)).await.unwrap();
         phone.connection.set_local_description(offer.clone()).await.unwrap();
+        // One that cannot be answered leaves the call as it was.
+        let torn: String =
+            offer.sdp.lines().filter(|l| !l.starts_with("a=mid")).map(|l| l.to_owned() + "\r\n").collect();
+        let refused = http(server.address, "PATCH", &location, &[SDP], torn.as_bytes()).await;
+        assert_eq!(refused.status, 422, "{}", refused.body);
         let answer = http(server.address, "PATCH", &location, &[SDP], offer.sdp.as_bytes()).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         phone.accept(&answer.body).await;
@@ -363,6 +368,22 @@ async fn a_peer_may_move_to_another_address_and_begin_ice_anew() {
     }
     assert_eq!(*phone.state.borrow(), RTCPeerConnectionState::Connected);
     assert_eq!(counter(&server, "sessions_total").await, 1);
+}
+
+#[tokio::test]
+async fn a_long_call_goes_on_hearing_its_clients_text() {
+    let server = serve(config()).await;
+    let mut phone = Phone::new(111).await;
+    phone.call(server.address, CALLS).await;
+    phone.expect("session.created").await;
+    // Each answer is followed by nudges, and each of those is acknowledged: more of them than the crate's queue of events holds.
+    for n in 0..75 {
+        phone
+            .send(json!({"type": "session.update", "session": {"type": "realtime", "instructions": n.to_string()}}))
+            .await;
+        phone.expect("session.updated").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
 }
 
 /// Where an answer wants to be connected to.

@@ -15,7 +15,7 @@ use webrtc::peer_connection::RTCPeerConnectionState;
 use super::board::{Board, Next};
 use super::peer::{Events, Opened, Peer};
 use crate::apps::captions::Notes;
-use crate::audio::jitter::Stats;
+use crate::audio::jitter::{STALL, Stats};
 use crate::audio::rtp::RtpIntake;
 use crate::engine::Tenant;
 use crate::metrics::count;
@@ -58,6 +58,8 @@ pub(super) struct Call {
     pub(super) offer: Mutex<(Offer, u32)>,
     /// Told when the client hangs up.
     pub(super) hang_up: Notify,
+    /// Told when it has not read what is gone from the board.
+    pub(super) too_slow: Notify,
 }
 
 /// Serves a call to its end, and then closes its connection.
@@ -137,7 +139,7 @@ async fn hear(
     let (mut sound, mut told) = (Vec::new(), Stats::default());
     let mut track: Option<Arc<dyn TrackRemote>> = None;
     let mut channel: Option<Arc<dyn DataChannel>> = None;
-    let mut is_connected = false;
+    let (mut is_connected, mut last) = (false, Duration::ZERO);
     let mut heard = Ok(());
     loop {
         if heard.is_err() {
@@ -152,6 +154,10 @@ async fn hear(
                 ears.goodbye();
                 return Goodbye::new(close_code::NORMAL, "the client hung up");
             }
+            // As on a WebSocket: its session waits for it to come back.
+            () = call.too_slow.notified() => {
+                return Goodbye { drain: false, ..Goodbye::new(close_code::POLICY, "you read too slowly") };
+            }
             changed = events.state.changed() => {
                 let state = *events.state.borrow();
                 tracing::debug!(call = call.id, %state, "connection");
@@ -165,15 +171,22 @@ async fn hear(
                 }
             }
             Some(opened) = events.opened.recv() => match opened {
-                Opened::Track(opened) if track.is_none() => track = Some(opened),
+                // The crate does not tell that a track has ended: a new one takes over from one that is silent.
+                Opened::Track(opened) if track.is_none() || born.elapsed() > last + STALL => {
+                    if let Some(before) = track.replace(opened) {
+                        Opened::Track(before).ignore();
+                    }
+                }
                 Opened::Channel(opened) if channel.is_none() => {
                     if opened.label().await.is_ok_and(|label| label == CHANNEL) {
                         open.send_replace(Some(opened.clone()));
                         channel = Some(opened);
+                    } else {
+                        Opened::Channel(opened).ignore();
                     }
                 }
                 // One voice, and one channel of events.
-                Opened::Track(_) | Opened::Channel(_) => {}
+                other => other.ignore(),
             },
             message = next_message(channel.as_ref()) => match message {
                 Some(DataChannelEvent::OnMessage(message)) => {
@@ -188,6 +201,7 @@ async fn hear(
             packet = next_packet(track.as_ref()) => match packet {
                 Some(TrackRemoteEvent::OnRtpPacket(packet)) => {
                     let (header, now) = (&packet.header, born.elapsed());
+                    last = now;
                     intake.push(now, header.sequence_number, header.timestamp, &packet.payload, &mut sound);
                 }
                 None | Some(TrackRemoteEvent::OnEnded) => track = None,
@@ -225,6 +239,10 @@ async fn talk(app: Arc<App>, call: Arc<Call>, mut opened: watch::Receiver<Option
     let Ok(channel) = opened.wait_for(Option::is_some).await.map(|channel| channel.clone()) else { return };
     let Some(channel) = channel else { return };
     let nudge = call.peer.open_unreliable(NUDGES).await.inspect_err(|error| tracing::debug!(%error, "no nudges")).ok();
+    if let Some(nudge) = nudge.clone() {
+        // What it tells of itself, an acknowledgement for each nudge, would fill its queue; then the crate hands on no message of any channel.
+        Opened::Channel(nudge).ignore();
+    }
     let (mut seen, mut nudges) = (0, 0);
     loop {
         let next = call.board.next(seen);
@@ -248,7 +266,7 @@ async fn talk(app: Arc<App>, call: Arc<Call>, mut opened: watch::Receiver<Option
             }
             Next::Gone(_) => {
                 count(&app.metrics.slow_clients);
-                call.hang_up.notify_one();
+                call.too_slow.notify_one();
                 return;
             }
             Next::End => break,

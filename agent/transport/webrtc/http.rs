@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Extension, FromRequest as _, Multipart, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest as _, Multipart, Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -28,7 +28,7 @@ use crate::protocol::sdp::{self, Offer, SdpError};
 use crate::transport::auth::Access;
 use crate::transport::conversations::{self, Back};
 use crate::transport::listen::Caller;
-use crate::transport::visit::Refused;
+use crate::transport::visit::{Queried, Refused};
 use crate::transport::{App, listen, visit};
 
 /// An offer, a session's settings with all tools, and what multipart adds.
@@ -125,7 +125,7 @@ async fn begin(
     base: &'static str,
     State(app): State<Arc<App>>,
     Extension(access): Extension<Access>,
-    Query(back): Query<Back>,
+    Queried(back): Queried<Back>,
     request: Request,
 ) -> Result<Response, Refused> {
     let place = visit::place(&app)?;
@@ -209,6 +209,7 @@ async fn open(
         board,
         offer: Mutex::new((offer, 0)),
         hang_up: Notify::new(),
+        too_slow: Notify::new(),
     });
     app.calls.remember(&call);
     count(&app.metrics.calls);
@@ -295,9 +296,17 @@ async fn change(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Refused> {
-    let call = app.calls.find(&id).ok_or_else(unknown)?;
+    let (call, body) = (app.calls.find(&id).ok_or_else(unknown)?, body?);
+    // A task of its own, as in `begin`: a client that goes away in the middle must not leave half an agreement.
+    tokio::spawn(agree(call, headers, body)).await.unwrap_or_else(|panic| {
+        tracing::error!(%panic, "a change of a call ended by a panic, which is a bug");
+        Err(failed("The server failed to answer the offer."))
+    })
+}
+
+async fn agree(call: Arc<Call>, headers: HeaderMap, body: Bytes) -> Result<Response, Refused> {
     let mut agreed = call.offer.lock().await;
     let (offer, version) = &mut *agreed;
     let matched = headers.get(header::IF_MATCH).map(|v| v.to_str().unwrap_or_default());

@@ -36,6 +36,18 @@ pub(super) enum Opened {
     Channel(Arc<dyn DataChannel>),
 }
 
+impl Opened {
+    /// Nobody listens to it: what it carries is dropped, which the crate would keep, or write into the log.
+    pub(super) fn ignore(self) {
+        tokio::spawn(async move {
+            match self {
+                Self::Track(track) => while track.poll().await.is_some() {},
+                Self::Channel(channel) => while channel.poll().await.is_some() {},
+            }
+        });
+    }
+}
+
 /// What a connection tells of itself.
 pub(super) struct Events {
     pub(super) opened: mpsc::Receiver<Opened>,
@@ -86,6 +98,16 @@ impl Peer {
 
     /// Answers an offer: the first one, or one that restarts ICE.
     pub(super) async fn answer(&self, offer: &Offer) -> Result<String, Error> {
+        let answered = self.agree(offer).await;
+        if answered.is_err() {
+            // Half an agreement would refuse every later offer.
+            let back = self.connection.set_remote_description(RTCSessionDescription::rollback(None)?).await;
+            let _ = back.inspect_err(|error| tracing::debug!(%error, "an offer is not taken back"));
+        }
+        answered
+    }
+
+    async fn agree(&self, offer: &Offer) -> Result<String, Error> {
         let connection = &self.connection;
         connection.set_remote_description(RTCSessionDescription::offer(offer.text().into())?).await?;
         let answer = connection.create_answer(None).await?;
@@ -153,10 +175,10 @@ impl PeerConnectionEventHandler for Handler {
     }
 
     async fn on_data_channel(&self, channel: Arc<dyn DataChannel>) {
-        let _ = self.open.try_send(Opened::Channel(channel));
+        let _ = self.open.try_send(Opened::Channel(channel)).map_err(|full| full.into_inner().ignore());
     }
 
     async fn on_track(&self, track: Arc<dyn TrackRemote>) {
-        let _ = self.open.try_send(Opened::Track(track));
+        let _ = self.open.try_send(Opened::Track(track)).map_err(|full| full.into_inner().ignore());
     }
 }

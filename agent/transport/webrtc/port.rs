@@ -43,6 +43,8 @@ const ADDRESSES: usize = 32;
 const BUFFER: usize = 4 << 20;
 /// An address that has been silent for so long may be taken over by who proves to be there now.
 const SILENT: Duration = Duration::from_secs(1);
+/// An address that has been silent for so long makes room for another one, where a peer has many.
+const LEFT: Duration = Duration::from_secs(30);
 /// Larger than any datagram of a path with 1500-byte packets.
 pub(super) const LARGEST: usize = 2048;
 
@@ -371,7 +373,18 @@ impl Line {
             return Some(alias);
         }
         if outbound.aliases.len() == ADDRESSES {
-            return None;
+            // One that the peer has left, but not the one in use.
+            let chosen = outbound.chosen.map(|chosen| usize::from(chosen.port()) - 1);
+            let is_own =
+                |route: &Route, n: usize| std::ptr::eq(&*route.line, self) && usize::from(route.alias.port()) == n + 1;
+            let route = |n: usize| routes.get(&outbound.aliases[n].0).filter(|route| is_own(route, n));
+            let left = |n: &usize| Some(*n) != chosen && route(*n).is_none_or(|route| now - route.heard >= LEFT);
+            let n = (0..ADDRESSES).find(left)?;
+            if route(n).is_some() {
+                routes.remove(&outbound.aliases[n].0);
+            }
+            outbound.aliases[n] = (from, way.clone());
+            return Some(SocketAddr::from((Ipv4Addr::LOCALHOST, n as u16 + 1)));
         }
         outbound.aliases.push((from, way.clone()));
         Some(SocketAddr::from((Ipv4Addr::LOCALHOST, outbound.aliases.len() as u16)))
