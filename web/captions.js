@@ -367,7 +367,7 @@ function show(turn) {
       row.append(stamp(turn.startMs ?? 0), span("said", words));
       rows.set(turn.id, row);
       at("lines").append(row);
-      while (at("lines").childElementCount > MOST_LINES) at("lines").firstElementChild.remove();
+      trim(at("lines"), "firstElementChild");
     } else if (words) {
       rows.get(turn.id).lastElementChild.textContent = words;
     }
@@ -394,6 +394,15 @@ function greet() {
   hold();
 }
 
+/** A page may be open for a day. */
+function trim(list, end) {
+  while (list.childElementCount > MOST_LINES) {
+    const gone = list[end];
+    gone.remove();
+    for (const [id, row] of rows) if (row === gone) rows.delete(id);
+  }
+}
+
 let lastNote = null;
 function note(turn) {
   const words = heardWords(turn.reasoning);
@@ -407,6 +416,7 @@ function note(turn) {
     row.append(stamp(spoken?.startMs ?? turn.startMs ?? 0), span("", ""));
     rows.set(turn.id, row);
     at("notes").prepend(row);
+    trim(at("notes"), "lastElementChild");
   }
   row.lastElementChild.textContent = words;
   row.dataset.words = words;

@@ -39,7 +39,8 @@ impl Default for Calls {
     }
 }
 
-/// `[[calls.alerts]]`: the conditions that are set must all hold for a sign, `times` times `within_seconds`.
+/// `[[calls.alerts]]`: one kind of sign (words, a note's mood and risk, an interruption, silence), of one party if it is named, `times` times
+/// `within_seconds`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rule {

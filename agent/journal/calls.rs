@@ -167,6 +167,7 @@ pub(super) fn forget(connection: &Connection, sounds: &Path, id: &str) -> Result
     match std::fs::remove_file(sound(sounds, id)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::error!(%error, call = id, "the sound of a call could not be deleted");
+            return Err(rusqlite::Error::ToSqlConversionFailure(Box::new(error)));
         }
         _ => {}
     }

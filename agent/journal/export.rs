@@ -111,12 +111,23 @@ fn clock(ms: i64, point: char) -> String {
 
 /// The captions, in order. Within a turn the time of each word lies between the times at which the words around it were told.
 pub fn cues(story: &Story, heard_only: bool) -> Vec<Cue> {
-    let turns = story.turns.iter().filter(|turn| !heard_only || turn.spoken);
-    turns.flat_map(|turn| in_lines(turn.who, words(turn))).collect()
+    let turns: Vec<&Turn> = story.turns.iter().filter(|turn| !heard_only || turn.spoken).collect();
+    let until = |n: usize| turns.get(n + 1).map_or(i64::MAX, |next| next.begins_ms);
+    let lines = turns.iter().enumerate().flat_map(|(n, turn)| in_lines(turn.who, words(turn, until(n))));
+    let mut cues: Vec<Cue> = lines.collect();
+    // Times never run backwards, and one is over when the next begins.
+    cues.sort_by_key(|cue| cue.begins);
+    for n in 1..cues.len() {
+        let next = cues[n].begins;
+        if cues[n - 1].begins < next {
+            cues[n - 1].ends = cues[n - 1].ends.min(next);
+        }
+    }
+    cues
 }
 
-/// Each word with its times.
-fn words(turn: &Turn) -> Vec<(i64, i64, &str)> {
+/// Each word with its times. What is read is over when the next turn begins, at `until`.
+fn words(turn: &Turn, until: i64) -> Vec<(i64, i64, &str)> {
     let whole: Vec<&str> = turn.words.split_whitespace().collect();
     // Up to which word, and when.
     let mut marks: Vec<(usize, i64)> = Vec::new();
@@ -128,7 +139,8 @@ fn words(turn: &Turn) -> Vec<(i64, i64, &str)> {
     let last = if turn.spoken {
         if turn.ends_ms > turn.begins_ms { turn.ends_ms } else { marks.last().map_or(turn.begins_ms, |mark| mark.1) }
     } else {
-        turn.begins_ms + 1000 + READING * turn.words.chars().count() as i64
+        let read = turn.begins_ms + 1000 + READING * turn.words.chars().count() as i64;
+        read.min(until.max(turn.begins_ms + SHORTEST))
     };
     if !turn.spoken {
         marks.clear();
@@ -151,10 +163,9 @@ fn in_lines(who: Who, words: Vec<(i64, i64, &str)>) -> Vec<Cue> {
     let mut cues: Vec<Cue> = Vec::new();
     let mut is_full = true;
     for (begins, ends, word) in words {
-        match cues
-            .last_mut()
-            .filter(|cue| !is_full && cue.words.len() + 1 + word.len() <= LETTERS && ends - cue.begins <= LONGEST)
-        {
+        match cues.last_mut().filter(|cue| {
+            !is_full && cue.words.chars().count() + 1 + word.chars().count() <= LETTERS && ends - cue.begins <= LONGEST
+        }) {
             Some(cue) => {
                 cue.words.push(' ');
                 cue.words.push_str(word);
@@ -170,4 +181,56 @@ fn in_lines(who: Who, words: Vec<(i64, i64, &str)>) -> Vec<Cue> {
         cues[i].ends = cues[i].ends.max(cues[i].begins + SHORTEST).min(next);
     }
     cues
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::reader::Head;
+    use super::*;
+
+    fn turn(who: Who, spoken: bool, words: &str, begins_ms: i64, ends_ms: i64) -> Turn {
+        Turn {
+            id: String::new(),
+            who,
+            spoken,
+            words: words.into(),
+            reasoning: String::new(),
+            begins_ms,
+            ends_ms,
+            status: None,
+            status_details: Value::Null,
+            timings_ms: Value::Null,
+            pieces: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn captions_never_run_backwards_nor_over_one_another() {
+        let head = Head {
+            id: "conv_1".into(),
+            object: "conversation",
+            kind: "chat".into(),
+            model: "nano".into(),
+            title: String::new(),
+            created_ms: 0,
+            updated_ms: 0,
+        };
+        // A long reply takes longer to be read than the person waits, who then breaks in.
+        let reply = "All of this is told at some length. ".repeat(9);
+        let turns = vec![
+            turn(Who::User, true, "Tell me all of it.", 1000, 3000),
+            turn(Who::Agent, false, reply.trim(), 5000, 9000),
+            turn(Who::User, true, "Stop.", 12_000, 12_300),
+            turn(Who::Agent, false, "Yes.", 12_500, 12_600),
+        ];
+        let cues = cues(&Story { head, last_event: 0, turns }, false);
+        assert!(cues.len() > 5, "{cues:?}");
+        for pair in cues.windows(2) {
+            assert!(pair[0].begins < pair[1].begins && pair[0].ends <= pair[1].begins, "{pair:?}");
+        }
+        assert!(cues.iter().all(|cue| cue.begins < cue.ends), "{cues:?}");
+        assert_eq!((cues[0].begins, cues.last().map(|cue| cue.words.as_str())), (1000, Some("Yes.")));
+    }
 }

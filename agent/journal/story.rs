@@ -118,7 +118,8 @@ impl Story {
             "input_audio_buffer.speech_stopped" => {
                 let stopped = event["audio_end_ms"].as_i64().unwrap_or_default();
                 let turn = self.spoken(item_id, at);
-                turn.ends_ms = (turn.ends_ms + stopped).clamp(turn.begins_ms, at);
+                // A clock may have been set back in between.
+                turn.ends_ms = (turn.ends_ms + stopped).min(at).max(turn.begins_ms);
             }
             "conversation.item.input_audio_transcription.delta" => {
                 let turn = self.spoken(item_id, at);

@@ -52,6 +52,11 @@ fn complaints_name_their_key() {
         ("[calls]\nrecord = true\nredact = true", "calls.record"),
         ("[calls]\nrecord = true\n[journal]\nwords = false", "calls.record"),
         ("[calls]\nrecord = true\n[journal]\nredact = ['\\d']", "calls.record"),
+        ("[[calls.alerts]]\nname = \"x\"\nwords = [\"cancel\"]\nmoods = [\"angry\"]", "calls.alerts"),
+        ("[[calls.alerts]]\nname = \"x\"\nwords = [\"?\"]", "calls.alerts"),
+        ("[[calls.alerts]]\nname = \"x\"\nparty = \"agent\"\nsilence_seconds = 20.0", "calls.alerts"),
+        ("[calls]\nnotes = false\n[[calls.alerts]]\nname = \"x\"\nrisks = [\"high\"]", "calls.alerts"),
+        ("[calls]\nredact = true\n[[calls.alerts]]\nname = \"x\"\nwords = [\"911\"]", "calls.alerts"),
         ("[server\n", "my.toml"),
     ] {
         let error = load(file).unwrap_err();

@@ -132,6 +132,7 @@ describe("the conversation", () => {
 describe("words", () => {
   it("tells time as people do", () => {
     assert.deepEqual([seconds(0), seconds(2345), seconds(9990), seconds(61_000)], ["0.0 s", "2.3 s", "10 s", "1 min 1 s"]);
+    assert.deepEqual([seconds(59_700), seconds(119_600)], ["1 min 0 s", "2 min 0 s"]);
   });
   it("has an answer for every failure of a microphone", () => {
     for (const kind of ["insecure", "unsupported", "denied", "missing", "busy", "failed"]) {

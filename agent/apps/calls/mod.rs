@@ -16,6 +16,7 @@ mod spoken;
 mod tape;
 mod work;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,8 @@ pub struct Ended {
 struct Line {
     ear: Ear,
     start: u64,
+    /// Where a turn that grew too long was cut: the voice goes on there.
+    cut: Option<u64>,
     found: Vec<Heard>,
 }
 
@@ -105,7 +108,7 @@ impl Call {
             let gate = Gate::new(detector(voice.detector), config);
             let mut ear = Ear::new(Some(gate), padding, samples(voice.max_segment_seconds));
             ear.trail = trail as u64;
-            Line { ear, start: 0, found: Vec::new() }
+            Line { ear, start: 0, cut: None, found: Vec::new() }
         };
         let lines = names.iter().map(line).collect();
         let silence = samples_ms(voice.silence_duration_ms) + RATE as usize;
@@ -120,6 +123,11 @@ impl Call {
     /// Whether this party is speaking now.
     pub fn speaks(&self, party: usize) -> bool {
         self.length.is_none() && self.lines.get(party).is_some_and(|line| line.ear.in_turn())
+    }
+
+    /// Where the turns under way began, seconds.
+    pub fn under_way(&self) -> impl Iterator<Item = f64> + '_ {
+        (0..self.lines.len()).filter(|party| self.speaks(*party)).map(|party| seconds(self.lines[party].start))
     }
 
     /// What this party is saying: where that begins, samples into the call, and what surely belongs to it so far.
@@ -161,11 +169,18 @@ impl Call {
         for heard in std::mem::take(&mut line.found) {
             match heard {
                 Heard::Started(at) => line.start = at,
-                Heard::Ended { at, sound, .. } => ended.push((line.start, at, sound)),
+                Heard::Ended { at, sound, silence } => {
+                    // Around a voice lies what is kept before it and what the detector took for voice after it; not where it was cut.
+                    let begins_here = line.start > 0 && line.cut != Some(line.start);
+                    let first = line.start + if begins_here { self.padding } else { 0 };
+                    let last = if silence == 0 { at } else { at.saturating_sub(self.trail) };
+                    line.cut = (silence == 0).then_some(at);
+                    ended.push((line.start, first..last, sound));
+                }
                 Heard::Paused(_) | Heard::Resumed => {}
             }
         }
-        ended.into_iter().map(|(start, end, sound)| self.end_turn(party, start, end, &sound)).collect()
+        ended.into_iter().map(|(start, voice, sound)| self.end_turn(party, start, voice, &sound)).collect()
     }
 
     /// The call is over: what is still being said has been said.
@@ -178,11 +193,10 @@ impl Call {
         ended
     }
 
-    fn end_turn(&mut self, party: usize, start: u64, end: u64, sound: &[f32]) -> Ended {
-        // Without what is kept around the voice, and without what the detector took for voice after it.
+    fn end_turn(&mut self, party: usize, start: u64, voice: Range<u64>, sound: &[f32]) -> Ended {
         let (from, to) = extent(sound);
-        let first = (start + from as u64).max(start + if start == 0 { 0 } else { self.padding });
-        let last = (start + to as u64).min(end.saturating_sub(self.trail));
+        let first = (start + from as u64).max(voice.start);
+        let last = (start + to as u64).min(voice.end);
         let id = self.turns.len();
         let turn = Turn {
             id,
@@ -248,5 +262,51 @@ impl Call {
             Some(format!("{}: {words}", self.names[turn.party]))
         };
         said.into_iter().filter_map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::{Config, Detector};
+
+    /// Noise that is loud and quiet four times a second, as syllables are.
+    fn talk(seconds: usize) -> Vec<f32> {
+        let mut state = 1_u32;
+        let mut next = |n: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let loud = if n % 4000 < 2800 { 0.2 } else { 0.001 };
+            loud * ((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
+        };
+        (0..seconds * RATE as usize).map(&mut next).collect()
+    }
+
+    #[test]
+    fn a_monologue_is_talk_from_its_beginning_to_its_end_and_while_it_lasts() {
+        let mut voice = Config::default().voice;
+        voice.detector = Detector::Energy;
+        let mut call = Call::new(vec!["customer".into(), "agent".into()], &voice);
+        let hear = |call: &mut Call, sound: &[f32]| {
+            for packet in sound.chunks(320) {
+                call.hear(0, packet);
+                call.hear(1, &vec![0.0; packet.len()]);
+            }
+        };
+        hear(&mut call, &[0.0; 16_000]);
+        hear(&mut call, &talk(60));
+        // Turns of 25 s are over, and the next one is under way.
+        let now = report::Report::of(&call);
+        assert!(now.turns.len() == 2 && now.silence.longest_seconds < 1.5, "{now:#?}");
+        hear(&mut call, &[0.0; 48_000]);
+        call.hang_up();
+        let after = report::Report::of(&call);
+        assert_eq!(after.turns.len(), 3);
+        let talked = after.parties[0].talk_seconds;
+        assert!((talked - 60.0).abs() < 0.6, "{talked}");
+        for pair in after.turns.windows(2) {
+            let gap = pair[1].turn.start - pair[0].turn.end;
+            assert!(gap.abs() < 0.26, "a cut is no pause: {gap}");
+        }
     }
 }

@@ -80,7 +80,7 @@ impl Report {
         });
         let mut turns: Vec<Line> = call.turns().iter().map(|turn| Line::of(call, turn)).collect();
         turns.sort_by(|a, b| a.turn.start.total_cmp(&b.turn.start));
-        Self { seconds: call.seconds(), parties: parties.collect(), silence: silence(&turns, call.seconds()), turns }
+        Self { seconds: call.seconds(), parties: parties.collect(), silence: silence(&turns, call), turns }
     }
 
     /// The turns as a table.
@@ -163,10 +163,14 @@ fn party(name: &str, turns: &[&Turn], talk: f64) -> Party {
     }
 }
 
-/// What lies between turns that are sorted by their start.
-fn silence(turns: &[Line], all: f64) -> Silence {
+/// What lies between turns, also those under way.
+fn silence(turns: &[Line], call: &Call) -> Silence {
+    let all = call.seconds();
+    let mut spans: Vec<(f64, f64)> = turns.iter().map(|line| (line.turn.start, line.turn.end)).collect();
+    spans.extend(call.under_way().map(|start| (start, all)).chain([(all, all)]));
+    spans.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (mut seconds, mut longest, mut until) = (0.0, 0_f64, 0.0);
-    for (start, end) in turns.iter().map(|line| (line.turn.start, line.turn.end)).chain([(all, all)]) {
+    for (start, end) in spans {
         let gap = (start - until).max(0.0);
         seconds += gap;
         longest = longest.max(gap);

@@ -99,8 +99,8 @@ fn holds(rule: &Rule, sign: &Sign<'_>) -> bool {
 
 /// In small letters, whatever is no letter or digit being one space.
 fn plain(text: &str) -> String {
-    let letters: String =
-        text.chars().map(|c| if c.is_alphanumeric() || c == '\'' { c.to_ascii_lowercase() } else { ' ' }).collect();
+    let lower = text.to_lowercase();
+    let letters: String = lower.chars().map(|c| if c.is_alphanumeric() || c == '\'' { c } else { ' ' }).collect();
     letters.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
