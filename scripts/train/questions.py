@@ -4,19 +4,23 @@ The spoken questions of tests/eval/questions.json stand there already, with thei
 tests/eval/acoustic.json and its sound: no transcript answers them, each kind is balanced over its answers, and a clip is asked whatever is settled
 about it. Files that are there are left as they are.
 
+With --people it writes something else, `<work>/people.json`: what people say whom no stage hears, and whether a man or a woman does, asked of recordings
+that stay where they are. DIR is laid out as LibriSpeech is (SPEAKER/…/SPEAKER-CHAPTER-NUMBER.flac, its words in SPEAKER-CHAPTER.trans.txt, SPEAKERS.TXT).
+
     python -m scripts.train.questions --voices DIR
+    python -m scripts.train.questions --people DIR
 """
 
 import json
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from . import common, sound, texts
+from . import common, real, sound, texts
 from .common import RATE
 from .data import Maker, pace
 from .voices import HELD_OUT, Voices, pick
@@ -128,13 +132,34 @@ def acoustic(voices: Voices, sentences: list[str], folder: Path, seed: int) -> N
     (folder / "acoustic.json").write_text('{\n "name": "acoustic",\n "tasks": [\n' + lines + "\n ]\n}\n")
 
 
+def people(folder: Path, each: int, target: Path) -> None:
+    """`each` recordings of 2 to 9 s of each speaker, the first ones."""
+    sexes, words, tasks, taken = real.sexes(folder), {}, [], Counter()
+    for file in folder.rglob("*.trans.txt"):
+        words |= dict(line.split(" ", 1) for line in file.read_text().splitlines())
+    for file in sorted(folder.rglob("*-*-*.flac")):
+        speaker, info = file.stem.split("-")[0], soundfile.info(file)
+        if taken[speaker] == each or not 2 <= info.duration <= 9:
+            continue
+        taken[speaker] += 1
+        question, answers = ASKED["sex"]
+        wrong = answers["man" if sexes[speaker] == "woman" else "woman"]
+        task = {"sound": str(file.resolve()), "words": words[file.stem].lower()}
+        tasks += [{"kind": "words"} | task, {"kind": "sex", "question": question + " Answer directly.", "answers": answers[sexes[speaker]], "wrong": wrong} | task]
+    target.write_text(json.dumps({"name": "people", "tasks": tasks}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = common.arguments(__doc__.splitlines()[0])
-    parser.add_argument("--voices", type=Path, required=True, help="as of `data`")
+    parser.add_argument("--voices", type=Path, help="as of `data`")
+    parser.add_argument("--people", type=Path)
+    parser.add_argument("--each", type=int, default=5, help="recordings of each of these people")
     parser.add_argument("--fortunes", type=Path, default="/usr/share/games/fortunes")
     parser.add_argument("--wordnet", type=Path, default="/usr/share/wordnet")
     args = parser.parse_args()
     common.start(args)
+    if args.people:
+        return people(args.people, args.each, args.work / "people.json")
     folder, voices, pause = Path(__file__).parents[2] / "tests/eval", Voices(args.voices), common.Pause(args.pause_file)
     for number, task in enumerate(tqdm(json.loads((folder / "questions.json").read_text())["tasks"], desc="questions")):
         path = folder / task["sound"]

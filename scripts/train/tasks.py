@@ -91,7 +91,7 @@ def questions(facts: dict) -> dict[str, tuple[str, float]]:
     have in common ("one speaker") is asked less, so that no answer is right by habit."""
     asked, spoken = {}, facts["who"] != "nobody" and not facts.get("backwards")
     if facts["who"] in ("man", "woman"):
-        asked["sex"] = f"A {facts['who']}.", 1.0
+        asked["sex"] = f"A {facts['who']}.", 2.0
     if facts["pace"]:
         asked["pace"] = {"slow": "Slowly.", "normal": "At a normal pace.", "fast": "Fast."}[facts["pace"]], 0.6 if facts["pace"] == "normal" else 1.0
     if facts.get("volume"):
