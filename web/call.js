@@ -187,6 +187,11 @@ class HearkenCall extends HTMLElement {
     this.#audio.src = url;
   }
 
+  /** Why there is no sound that should be there. */
+  set nosound(why) {
+    this.#silent(why);
+  }
+
   /** There is no sound, and why. */
   #silent(why = "") {
     this.#audio.hidden = true;

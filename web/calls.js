@@ -24,6 +24,9 @@ let heardAt = 0;
 let watching = null;
 /** Object URLs of sound, by the call's id: it never leaves this tab. */
 const sounds = new Map();
+/** Those of them that the server has, too, in the order in which they were brought; so many are held. */
+const brought = [];
+const MOST_BROUGHT = 3;
 
 try {
   token = sessionStorage.getItem("hearken.token") ?? "";
@@ -182,7 +185,17 @@ async function sound() {
   call.sound = null;
   // A player sends no token: then all of it is brought first.
   const url = !known && wanted && token ? await whole(id, wanted) : wanted;
-  if (shown?.id === id && sounding.wanted === wanted) call.sound = url;
+  if (shown?.id !== id || sounding.wanted !== wanted) return;
+  call.sound = url;
+  if (wanted && !url) {
+    call.nosound = "The sound could not be brought. Choose the call again to try once more.";
+    sounding = null;
+  }
+}
+
+function letGo(id) {
+  if (sounds.has(id)) URL.revokeObjectURL(sounds.get(id));
+  sounds.delete(id);
 }
 
 async function whole(id, path) {
@@ -190,6 +203,9 @@ async function whole(id, path) {
   if (!answer?.ok) return null;
   const url = URL.createObjectURL(await answer.blob());
   sounds.set(id, url);
+  // What the server has can be brought again; a tab does not hold them all.
+  brought.push(id);
+  if (brought.length > MOST_BROUGHT) letGo(brought.shift());
   return url;
 }
 
@@ -248,8 +264,7 @@ call.addEventListener("forget", async () => {
   if (!confirm("Delete this call for good?")) return;
   const answer = await ask(`v1/calls/${id}`, { method: "DELETE" }).catch(() => null);
   if (!answer?.ok && answer?.status !== 404) return notice("It could not be deleted.");
-  if (sounds.has(id)) URL.revokeObjectURL(sounds.get(id));
-  sounds.delete(id);
+  letGo(id);
   location.hash = "";
   await look();
   announce("Deleted.");

@@ -16,6 +16,8 @@ export class Conversation extends EventTarget {
   turns = [];
   /** The person's turn being spoken now. */
   hearing = null;
+  /** When the sound began whose clock the server tells times by: since the conversation began, and by this page's clock. */
+  #sound = { offset: 0, began: null };
   /** The agent's turn being made now. */
   active = null;
   /** When the last turn ended, while no reply to it has begun. */
@@ -61,6 +63,7 @@ export class Conversation extends EventTarget {
     for (const turn of this.turns) this.#tell("removed", turn);
     this.turns = [];
     this.hearing = this.active = this.awaitingSince = null;
+    this.#sound = { offset: story?.sound_ms ?? 0, began: null };
     for (const told of story?.turns ?? []) {
       if (told.who === "user") {
         const how = told.spoken ? "spoken" : "typed";
@@ -128,17 +131,22 @@ export class Conversation extends EventTarget {
   /** What each server event does; events not named here are of no concern to the page. */
   static #on = {
     __proto__: null,
-    "input_audio_buffer.speech_started"({ item_id, audio_start_ms }) {
+    "input_audio_buffer.speech_started"({ item_id, audio_start_ms }, now) {
       this.awaitingSince = null;
       this.hearing = this.#spoken(item_id);
       this.hearing.state = "hearing";
-      this.hearing.startMs ??= audio_start_ms;
+      // The clock of the sound stands still while none is sent, and begins anew with a session of the server. What comes late, many at once, began before.
+      const began = now - audio_start_ms;
+      const stood = began - (this.#sound.began ?? began);
+      if (stood >= 1000) this.#sound = { offset: this.#sound.offset + stood, began };
+      else this.#sound.began = Math.min(began, this.#sound.began ?? began);
+      this.hearing.startMs ??= audio_start_ms + this.#sound.offset;
       this.#tell("changed", this.hearing);
     },
     "input_audio_buffer.speech_stopped"({ item_id, audio_end_ms }, now) {
       const turn = this.#spoken(item_id);
       if (turn.state !== "final") turn.state = "reading";
-      turn.endMs = audio_end_ms;
+      turn.endMs = audio_end_ms + this.#sound.offset;
       this.hearing = null;
       if (!this.active) this.awaitingSince = now;
       this.#tell("changed", turn);

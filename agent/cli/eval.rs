@@ -2,8 +2,8 @@
 //! is heard as it comes, and the turn is committed as with push-to-talk.
 //!
 //! A task file is JSON: `{"name": …, "tasks": [{"kind", "sound", "question", "system", "answers": […], "wrong": […], "words"}]}`. `sound` is a file beside it, or
-//! several to be heard as one; `question` is typed after it; a reply is right when one of `answers` and none of `wrong` stands in it, whole words; `words` is what is said in the
-//! sound. Tasks are counted by `kind`. For comparison the decoder is given text in the sound's place: what was truly said, or, as a cascade of
+//! several to be heard as one; `question` is typed after it; a reply is right when one of `answers`, if there are any, and none of `wrong` stands in it, whole words (a `wrong` beside
+//! `tasks` is that of all of them); `words` is what is said in the sound. Tasks are counted by `kind`. For comparison the decoder is given text in the sound's place: what was truly said, or, as a cascade of
 //! a recogniser and a language model would be, what the word ear heard.
 
 use std::collections::BTreeMap;
@@ -61,6 +61,8 @@ enum Given {
 #[serde(deny_unknown_fields)]
 struct TaskFile {
     name: String,
+    #[serde(default)]
+    wrong: Vec<String>,
     tasks: Vec<Task>,
 }
 
@@ -201,8 +203,11 @@ impl Eval {
             let count = counts.entry(task.kind.clone()).or_default();
             count.milliseconds.push(spent.as_secs_f64() * 1e3);
             count.thought += said.reasoning_tokens;
-            let right = names_one(&said.reply, &task.answers) && !names_one(&said.reply, &task.wrong);
-            if !task.answers.is_empty() {
+            let is_asked = !(task.answers.is_empty() && task.wrong.is_empty() && tasks.wrong.is_empty());
+            let names_right = task.answers.is_empty() || names_one(&said.reply, &task.answers);
+            let names_wrong = names_one(&said.reply, &task.wrong) || names_one(&said.reply, &tasks.wrong);
+            let right = is_asked && names_right && !names_wrong;
+            if is_asked {
                 count.asked += 1;
                 count.right += usize::from(right);
                 *count.answers.entry(task.answers.join(" ")).or_default() += 1;

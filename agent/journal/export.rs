@@ -225,7 +225,7 @@ mod tests {
             turn(Who::User, true, "Stop.", 12_000, 12_300),
             turn(Who::Agent, false, "Yes.", 12_500, 12_600),
         ];
-        let cues = cues(&Story { head, last_event: 0, turns }, false);
+        let cues = cues(&Story { head, last_event: 0, turns, sound_ms: None }, false);
         assert!(cues.len() > 5, "{cues:?}");
         for pair in cues.windows(2) {
             assert!(pair[0].begins < pair[1].begins && pair[0].ends <= pair[1].begins, "{pair:?}");

@@ -55,14 +55,20 @@ pub struct Story {
     pub head: Head,
     /// The number of its last event.
     pub last_event: u64,
+    /// When the sound began whose clock `audio_start_ms` is, milliseconds since the conversation began: of the last session, if any was heard.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sound_ms: Option<i64>,
     /// In the order in which they began.
     pub turns: Vec<Turn>,
 }
 
+/// Milliseconds by which what is told of a sound may come late; beyond, its clock has stood still.
+const DRIFT: i64 = 1000;
+
 impl Story {
     pub(super) fn of(head: Head, rows: &[Row]) -> Self {
         let origin = rows.first().map_or(head.created_ms, |row| row.at);
-        let mut story = Self { head, last_event: rows.last().map_or(0, |row| row.number), turns: Vec::new() };
+        let mut story = Self { head, last_event: rows.last().map_or(0, |row| row.number), turns: Vec::new(), sound_ms: None };
         for row in rows {
             // Older or newer programs may have written what this one does not know.
             if let Ok(event) = serde_json::from_str::<Value>(&row.frame) {
@@ -111,9 +117,15 @@ impl Story {
         match text("type") {
             "input_audio_buffer.speech_started" => {
                 let started = event["audio_start_ms"].as_i64().unwrap_or_default();
+                // How far turns are apart the clock of their sound tells best, and whoever watches sees that one. It stands still while no sound comes, and
+                // begins anew with each session.
+                let now = at - started;
+                let sound = self.sound_ms.filter(|sound| (now - sound).abs() < DRIFT).unwrap_or(now);
+                self.sound_ms = Some(sound);
                 let turn = self.spoken(item_id, at);
-                // Until it is over, what the stream's clock said; then how long it was.
-                turn.ends_ms = turn.begins_ms - started;
+                turn.begins_ms = (sound + started).max(0);
+                // Until it is over, where that clock began; then where the turn ends.
+                turn.ends_ms = sound;
             }
             "input_audio_buffer.speech_stopped" => {
                 let stopped = event["audio_end_ms"].as_i64().unwrap_or_default();
@@ -179,5 +191,43 @@ impl Story {
                 _ => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_as_far_apart_as_their_sound_unless_its_clock_stood_still() {
+        let head = Head {
+            id: "conv_1".into(),
+            object: "conversation",
+            kind: "captions".into(),
+            model: "nano".into(),
+            title: String::new(),
+            created_ms: 0,
+            updated_ms: 0,
+        };
+        let said = |n: u64, at: i64, kind: &str, key: &str, ms: i64| {
+            let frame = format!(
+                r#"{{"type": "input_audio_buffer.speech_{kind}", "item_id": "item_{}", "{key}": {ms}}}"#,
+                n / 2
+            );
+            Row { number: n, at, frame }
+        };
+        let rows = [
+            said(0, 10_300, "started", "audio_start_ms", 1000),
+            said(1, 12_900, "stopped", "audio_end_ms", 3000),
+            // Told a little later than the first one.
+            said(2, 15_600, "started", "audio_start_ms", 6000),
+            said(3, 17_000, "stopped", "audio_end_ms", 7000),
+            // For a minute nobody sent any sound.
+            said(4, 80_000, "started", "audio_start_ms", 9000),
+            said(5, 81_500, "stopped", "audio_end_ms", 10_000),
+        ];
+        let story = Story::of(head, &rows);
+        let times: Vec<(i64, i64)> = story.turns.iter().map(|turn| (turn.begins_ms, turn.ends_ms)).collect();
+        assert_eq!(times, [(0, 2000), (5000, 6000), (69_700, 70_700)]);
     }
 }

@@ -250,6 +250,11 @@ fn post(address: &str, alert: &str) {
     for attempt in 1..=TRIES {
         match agent.post(address).header("Content-Type", "application/json").send(alert) {
             Ok(_) => return,
+            // It will not take it the next time either.
+            Err(ureq::Error::StatusCode(code @ 400..=499)) if code != 408 && code != 429 => {
+                tracing::warn!(code, "an alert was refused");
+                return;
+            }
             Err(error) => tracing::warn!(%error, attempt, "an alert could not be posted"),
         }
         std::thread::sleep(Duration::from_secs(1) * attempt);

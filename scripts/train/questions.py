@@ -53,6 +53,25 @@ def save(path: Path, samples: np.ndarray) -> None:
     soundfile.write(path, (samples / peak).astype(np.float32), RATE, format="OGG", subtype="OPUS", compression_level=0.95)
 
 
+PROBES = [
+    "Can you hear me?", "Can you hear this recording?", "Did you listen to what I said?", "Are you able to process audio?", "Do you hear my voice?",
+    "Is there sound in this message?", "What do you hear?", "Describe the voice that you hear.", "Does my voice reach you?", "Can you tell how I sound?",
+    "Are you a text model, or can you listen?", "Tell me what the recording sounds like.", "Please listen, and say what you notice.", "Can you understand speech?",
+    "Do you only read text?", "How does the speaker sound?", "Can you perceive a tone of voice?", "Is my microphone working?", "Could you listen to this?",
+    "Am I loud enough for you?",
+]  # fmt: skip
+DENIALS = [f"{no} {do}" for no in ("cannot", "can't", "can not", "unable to", "not able to") for do in ("hear", "listen", "process audio", "access", "perceive")]
+DENIALS += ["text based", "text-based", "language model", "as an ai", "don't have the ability", "do not have the ability", "no audio", "no sound", "don't have ears", "do not hear", "don't hear"]
+
+
+def cognition(folder: Path) -> None:
+    """Self-cognition (the paper's section 4.3): each probe behind ten spoken questions; who hears does not say that it cannot."""
+    tasks = [{"kind": "hears", "sound": f"questions/{10 * n + 5:03}.opus", "question": probe} for probe in PROBES for n in range(10)]
+    lines = ",\n".join("  " + json.dumps(task) for task in tasks)
+    head = f' "wrong": {json.dumps(DENIALS)},\n'
+    (folder / "cognition.json").write_text('{\n "name": "cognition",\n' + head + ' "tasks": [\n' + lines + "\n ]\n}\n")
+
+
 class Asker:
     """Clips with one thing settled on purpose, and short sentences in them."""
 
@@ -171,6 +190,7 @@ def main() -> None:
             edge = np.zeros(RATE // 4, np.float32)
             samples = np.concatenate([edge, samples * 10 ** ((-24 - sound.level_db(samples)) / 20), edge])
             save(path, samples)
+    cognition(folder)
     if not (folder / "acoustic.json").exists():
         acoustic(voices, texts.sentences(args.fortunes, args.wordnet), folder, args.seed)
 

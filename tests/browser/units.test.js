@@ -89,6 +89,16 @@ describe("the conversation", () => {
     assert.deepEqual([agent.state, agent.timings, conversation.active], ["done", { think: 5 }, null]);
   });
 
+  it("tells times by the sound's clock, and by its own where that stood still", () => {
+    const conversation = new Conversation();
+    conversation.load({ sound_ms: 500, turns: [] }, 0);
+    // The first one came late, with the second; then nobody sent sound for a minute, and then the server began anew.
+    for (const [id, ms, now] of [["a", 1000, 9000], ["b", 8000, 9010], ["c", 12_000, 13_100], ["d", 13_000, 74_010], ["e", 2000, 77_010]]) {
+      conversation.apply({ type: "input_audio_buffer.speech_started", item_id: id, audio_start_ms: ms }, now);
+    }
+    assert.deepEqual(conversation.turns.map((turn) => turn.startMs), [1500, 8500, 12_500, 73_500, 76_500]);
+  });
+
   it("keeps what was shown when speech interrupts", () => {
     const conversation = play(spoken);
     conversation.apply({ type: "input_audio_buffer.speech_started", item_id: "b", audio_start_ms: 4000 }, 20_000);
