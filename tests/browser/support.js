@@ -5,6 +5,7 @@ import { spawn } from "node:child_process";
 import { createWriteStream, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { createServer } from "node:net";
+import { after } from "node:test";
 import { fileURLToPath } from "node:url";
 import vm from "node:vm";
 import { chromium } from "playwright-core";
@@ -139,7 +140,7 @@ export function microphoneFile(name, beforeSeconds, afterSeconds) {
 // ---- The browser ----
 
 /** microphone: a wav to play (loop or once), or null for a person who refuses it. tab: the title of the tab that is shared when one is asked for. */
-export function openBrowser({ microphone, loop = false, tab = null }) {
+export async function openBrowser({ microphone, loop = false, tab = null }) {
   const args = [
     "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--no-first-run", "--autoplay-policy=no-user-gesture-required",
@@ -151,8 +152,14 @@ export function openBrowser({ microphone, loop = false, tab = null }) {
   // Each launch has a user data directory of its own, made for it and removed with it.
   // A tab that plays nothing has nothing to share.
   const ignoreDefaultArgs = tab ? ["--mute-audio"] : [];
-  return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", headless: true, args, ignoreDefaultArgs });
+  const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", headless: true, args, ignoreDefaultArgs });
+  browsers.push(browser);
+  return browser;
 }
+
+/** A test that failed has left its own open, and Node would wait for it without end. */
+const browsers = [];
+after(() => Promise.all(browsers.map((browser) => browser.close().catch(() => {}))));
 
 /**
  * A page with its ears open: every request, console complaint, event and sent frame is kept, and every state that the header
