@@ -68,7 +68,8 @@ const DRIFT: i64 = 1000;
 impl Story {
     pub(super) fn of(head: Head, rows: &[Row]) -> Self {
         let origin = rows.first().map_or(head.created_ms, |row| row.at);
-        let mut story = Self { head, last_event: rows.last().map_or(0, |row| row.number), turns: Vec::new(), sound_ms: None };
+        let mut story =
+            Self { head, last_event: rows.last().map_or(0, |row| row.number), turns: Vec::new(), sound_ms: None };
         for row in rows {
             // Older or newer programs may have written what this one does not know.
             if let Ok(event) = serde_json::from_str::<Value>(&row.frame) {
