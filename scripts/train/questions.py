@@ -53,20 +53,21 @@ def save(path: Path, samples: np.ndarray) -> None:
     soundfile.write(path, (samples / peak).astype(np.float32), RATE, format="OGG", subtype="OPUS", compression_level=0.95)
 
 
-PROBES = [
-    "Can you hear me?", "Can you hear this recording?", "Did you listen to what I said?", "Are you able to process audio?", "Do you hear my voice?",
-    "Is there sound in this message?", "What do you hear?", "Describe the voice that you hear.", "Does my voice reach you?", "Can you tell how I sound?",
-    "Are you a text model, or can you listen?", "Tell me what the recording sounds like.", "Please listen, and say what you notice.", "Can you understand speech?",
-    "Do you only read text?", "How does the speaker sound?", "Can you perceive a tone of voice?", "Is my microphone working?", "Could you listen to this?",
-    "Am I loud enough for you?",
-]  # fmt: skip
+PROBES = {  # question: what denies that it hears, beside DENIALS
+    "Can you hear me?": NO, "Can you hear this recording?": NO, "Did you listen to what I said?": NO, "Are you able to process audio?": NO,
+    "Do you hear my voice?": NO, "Is there sound in this message?": NO, "What do you hear?": [], "Describe the voice that you hear.": [],
+    "Does my voice reach you?": NO, "Can you tell how I sound?": NO, "Are you a text model, or can you listen?": ["text model"],
+    "Tell me what the recording sounds like.": [], "Please listen, and say what you notice.": [], "Can you understand speech?": NO, "Do you only read text?": YES,
+    "How does the speaker sound?": [], "Can you perceive a tone of voice?": NO, "Is my microphone working?": NO, "Could you listen to this?": NO,
+    "Am I loud enough for you?": [],
+}  # fmt: skip
 DENIALS = [f"{no} {do}" for no in ("cannot", "can't", "can not", "unable to", "not able to") for do in ("hear", "listen", "process audio", "access", "perceive")]
 DENIALS += ["text based", "text-based", "language model", "as an ai", "don't have the ability", "do not have the ability", "no audio", "no sound", "don't have ears", "do not hear", "don't hear"]
 
 
 def cognition(folder: Path) -> None:
     """Self-cognition (the paper's section 4.3): each probe behind ten spoken questions; who hears does not say that it cannot."""
-    tasks = [{"kind": "hears", "sound": f"questions/{10 * n + 5:03}.opus", "question": probe} for probe in PROBES for n in range(10)]
+    tasks = [{"kind": "hears", "sound": f"questions/{10 * n + 5:03}.opus", "question": probe, "wrong": wrong} for probe, wrong in PROBES.items() for n in range(10)]
     lines = ",\n".join("  " + json.dumps(task) for task in tasks)
     head = f' "wrong": {json.dumps(DENIALS)},\n'
     (folder / "cognition.json").write_text('{\n "name": "cognition",\n' + head + ' "tasks": [\n' + lines + "\n ]\n}\n")
