@@ -622,22 +622,10 @@ impl Config {
                 "cannot go with calls.redact, journal.redact or journal.words = false: sound cannot be blotted out",
             );
         }
-        if c.alerts.iter().any(|rule| rule.name.is_empty() || !rule.has_condition()) {
+        if c.alerts.iter().any(|rule| rule.name.is_empty() || rule.kinds() == 0) {
             return unfit("calls.alerts", "each need a name and at least one condition");
         }
-        // Words, notes, interruptions and silence are told one by one, so that no sign could meet two of them.
-        let can_fire = |rule: &Rule| {
-            let is_noted = !(rule.moods.is_empty() && rule.risks.is_empty());
-            let signs = [!rule.words.is_empty(), is_noted, rule.interrupts, rule.silence_seconds.is_some()];
-            let is_said = |word: &String| {
-                word.chars().any(char::is_alphanumeric) && !(c.redact && word.chars().any(char::is_numeric))
-            };
-            signs.iter().filter(|is_set| **is_set).count() == 1
-                && !(rule.silence_seconds.is_some() && rule.party.is_some())
-                && (!is_noted || c.notes)
-                && rule.words.iter().all(is_said)
-        };
-        if !c.alerts.iter().all(can_fire) {
+        if !c.alerts.iter().all(|rule| rule.can_fire(c.notes, c.redact)) {
             return unfit(
                 "calls.alerts",
                 "are each about words, or moods and risks (with calls.notes), or interrupts, or silence_seconds (of no party); words have letters, and no digits with calls.redact",

@@ -5,7 +5,7 @@ import "./history.js";
 import "./log.js";
 import "./meter.js";
 import { bestFormat, FORMATS, Microphone, microphones } from "./microphone.js";
-import { Realtime } from "./realtime.js";
+import { readiness, Realtime } from "./realtime.js";
 import { MOST_SECONDS, readSound } from "./soundfile.js";
 import { Speech } from "./speech.js";
 import { connectionWords, errorWords, fileWords, microphoneHelp, seconds, STATES, thinkingWords } from "./words.js";
@@ -219,11 +219,9 @@ function leaveConversation(story = null) {
 /** A refused WebSocket says nothing about why; the server's plain pages do. */
 async function whyLost(detail) {
   try {
-    const ready = await ask("ready");
-    const { free_sessions } = await ready.json().catch(() => ({}));
-    detail.ready = !ready.ok ? "loading" : free_sessions === 0 ? "full" : "ready";
+    detail.ready = await readiness(ask);
     // 1006: it never opened, or broke without a word.
-    if (ready.ok && (detail.code === 1006 || detail.code === 1008)) {
+    if (["full", "ready"].includes(detail.ready) && (detail.code === 1006 || detail.code === 1008)) {
       const known = await ask(wire.resume ? `v1/conversations/${wire.resume.conversation_id}` : "v1/models");
       if (known.status === 401) askForToken();
       else if (known.status === 404 && wire.resume && detail === lostDetail) {

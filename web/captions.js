@@ -6,7 +6,7 @@
 import { Conversation } from "./conversation.js";
 import "./meter.js";
 import { bestFormat, FORMATS, Microphone, microphones, tabSound } from "./microphone.js";
-import { Realtime } from "./realtime.js";
+import { readiness, Realtime } from "./realtime.js";
 import { download } from "./save.js";
 import { serverSentEvents } from "./sse.js";
 import { clock, connectionWords, errorWords, heardWords, microphoneHelp, STATES } from "./words.js";
@@ -96,10 +96,8 @@ wire.addEventListener("status", ({ detail }) => {
 
 /** A refused WebSocket says nothing about why; the server's plain pages do. */
 async function whyLost(detail) {
-  const ready = await ask("ready").catch(() => null);
-  const { free_sessions } = (await ready?.json().catch(() => null)) ?? {};
-  const state = !ready ? "unreachable" : !ready.ok ? "loading" : free_sessions === 0 ? "full" : "ready";
-  if (wire.state === "waiting") at("banner-words").textContent = `${connectionWords({ ...detail, ready: state })} Trying again.`;
+  const ready = await readiness(ask);
+  if (wire.state === "waiting") at("banner-words").textContent = `${connectionWords({ ...detail, ready })} Trying again.`;
   const answer = await ask(wire.resume ? `v1/conversations/${wire.resume.conversation_id}` : "v1/models").catch(() => null);
   if (answer?.status === 401) askForToken();
   if (answer?.status === 404 && wire.resume) wire.goTo();

@@ -7,6 +7,15 @@ import { PeerPipe, SocketPipe } from "./pipes.js";
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 10_000;
 
+/** How the server is, by what its plain page says; a refused WebSocket tells nothing. */
+export async function readiness(ask) {
+  const ready = await ask("ready").catch(() => null);
+  if (!ready) return "unreachable";
+  if (!ready.ok) return "loading";
+  const { free_sessions } = await ready.json().catch(() => ({}));
+  return free_sessions === 0 ? "full" : "ready";
+}
+
 /**
  * Emits `status` {state: "connecting" | "open" | "waiting" | "resting", retryAt, code, reason} and `message` (a server
  * event). "open" means that the server has greeted with session.created, not merely that the connection opened, and comes

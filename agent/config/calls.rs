@@ -67,9 +67,23 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// Whether it says when.
-    pub(super) fn has_condition(&self) -> bool {
-        let lists = [&self.moods, &self.risks, &self.words].iter().any(|list| !list.is_empty());
-        lists || self.interrupts || self.silence_seconds.is_some()
+    fn is_noted(&self) -> bool {
+        !(self.moods.is_empty() && self.risks.is_empty())
+    }
+
+    /// How many kinds of sign it asks for.
+    pub(super) fn kinds(&self) -> usize {
+        let signs = [!self.words.is_empty(), self.is_noted(), self.interrupts, self.silence_seconds.is_some()];
+        signs.iter().filter(|is_set| **is_set).count()
+    }
+
+    /// Whether any sign can meet it, where turns are noted or not, and digits blotted out or not: each sign is of one kind, and silence of no party.
+    pub(super) fn can_fire(&self, notes: bool, redact: bool) -> bool {
+        let is_said =
+            |word: &String| word.chars().any(char::is_alphanumeric) && !(redact && word.chars().any(char::is_numeric));
+        self.kinds() == 1
+            && (notes || !self.is_noted())
+            && !(self.silence_seconds.is_some() && self.party.is_some())
+            && self.words.iter().all(is_said)
     }
 }

@@ -26,7 +26,7 @@ pub(super) async fn complete(
     // Before the body: a server that is full does not take in what it cannot answer.
     let visit = Visit::begin(app)?;
     let body = timeout(BODY, Bytes::from_request(request, &())).await.map_err(|_| Refused::slow())?;
-    let body = body.map_err(|rejection| Refused::body(rejection.status(), rejection.body_text()))?;
+    let body = body?;
     let (config, session) = (visit.app.config.clone(), visit.session);
     let read = move || {
         let chat = Chat::parse(&body)?;

@@ -267,7 +267,6 @@ impl Call {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::config::{Config, Detector};
 

@@ -79,9 +79,8 @@ fn content_type(headers: &HeaderMap) -> &str {
 
 /// The offer, and what it says of the session.
 async fn offered(request: Request) -> Result<(Bytes, Option<SessionUpdate>), Refused> {
-    let too_large = |e: BytesRejection| Refused::body(e.status(), e.body_text());
     match content_type(request.headers()).to_ascii_lowercase().as_str() {
-        SDP => Ok((Bytes::from_request(request, &()).await.map_err(too_large)?, None)),
+        SDP => Ok((Bytes::from_request(request, &()).await?, None)),
         "multipart/form-data" => parts(request).await,
         _ => {
             let message = "Send application/sdp, or multipart/form-data with sdp and session.";
