@@ -13,15 +13,13 @@ import random
 
 import numpy as np
 import soundfile
-import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from . import common, sound
 from .common import RATE
 from .data import LONGEST, SHARD, Maker, pace, write_shard
-from .whisper import LAYERS, Whisper, log_mel
+from .whisper import Whisper, log_mel
 
 SHORTEST, ENOUGH = 1.5, 8.0
 
@@ -44,14 +42,11 @@ def pieces(samples: np.ndarray) -> list[np.ndarray]:
     return [*cut, samples[start:]]
 
 
-@torch.no_grad()
 def listen(whisper: Whisper, samples: np.ndarray, prompt: list[int], end: int) -> tuple[list[int], float]:
     """What Whisper's decoder writes, and the mean log-probability of it."""
     encoded = whisper.encode([log_mel(np.pad(samples, (0, 30 * RATE - len(samples))))], pool=False)[0]
     tokens = whisper.words(encoded, prompt, end, most=120)
-    hidden = whisper._decode(prompt + tokens, whisper._memory(encoded), [None] * LAYERS)[len(prompt) - 1 :]
-    scores = F.log_softmax(hidden @ whisper.weights["decoder/embeddings/weight"].T, -1)
-    return tokens, scores.gather(1, torch.tensor([*tokens, end])[:, None]).mean().item()
+    return tokens, -whisper.surprise(encoded, prompt, [*tokens, end])
 
 
 class Reader(Maker):
