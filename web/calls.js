@@ -185,7 +185,7 @@ async function sound() {
   call.sound = null;
   // A player sends no token: then all of it is brought first.
   const url = !known && wanted && token ? await whole(id, wanted) : wanted;
-  if (shown?.id !== id || sounding.wanted !== wanted) return;
+  if (shown?.id !== id || sounding?.wanted !== wanted) return;
   call.sound = url;
   if (wanted && !url) {
     call.nosound = "The sound could not be brought. Choose the call again to try once more.";
