@@ -74,6 +74,8 @@ def turn(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask) -> torch.Tensor:
     """Attention under one mask, or span by span."""
+    if q.shape[2] == 1:  # one token each: heads that share keys are rows of one query, and nothing is repeated
+        return F.scaled_dot_product_attention(q.unflatten(1, (KEY_HEADS, -1)).squeeze(3), k, v, attn_mask=mask).flatten(1, 2)[:, :, None]
     k, v = (t.repeat_interleave(HEADS // KEY_HEADS, 1) for t in (k, v))
     if isinstance(mask, torch.Tensor):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from . import common, real, sound, texts
 from .common import RATE
 from .data import Maker, pace
+from .tasks import DENIALS, NO, YES
 from .voices import HELD_OUT, Voices, pick
 
-YES, NO = ["Yes"], ["No"]
 ASKED = {  # kind: (question, answers by the value of the fact)
     "sex": ("Is the speaker a man or a woman?", {"man": ["man"], "woman": ["woman"]}),
     "pace": ("How fast does the person speak?", {"slow": ["slow", "slowly"], "normal": ["normal"], "fast": ["fast", "quickly"]}),
@@ -61,8 +61,6 @@ PROBES = {  # question: what denies that it hears, beside DENIALS
     "How does the speaker sound?": [], "Can you perceive a tone of voice?": NO, "Is my microphone working?": NO, "Could you listen to this?": NO,
     "Am I loud enough for you?": [],
 }  # fmt: skip
-DENIALS = [f"{no} {do}" for no in ("cannot", "can't", "can not", "unable to", "not able to") for do in ("hear", "listen", "process audio", "access", "perceive")]
-DENIALS += ["text based", "text-based", "language model", "as an ai", "don't have the ability", "do not have the ability", "no audio", "no sound", "don't have ears", "do not hear", "don't hear"]
 
 
 def cognition(folder: Path) -> None:

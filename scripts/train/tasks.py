@@ -182,3 +182,16 @@ def branches(facts: dict, rng: random.Random) -> tuple[str, list[Branch]]:
         else:
             made.append(Branch(question, [(EMPTY, 0.2), (answer, 3.0)]))
     return system, made
+
+
+NO, YES = ["No"], ["Yes"]
+PROBES = {  # does it know that it hears? question -> what denies it, beside DENIALS; none of these is asked by tests/eval/cognition.json
+    "Are you listening to me?": NO, "Is my voice coming through?": NO, "Do you get any sound from me?": NO, "Can you make out what I am saying?": NO,
+    "Does the audio work?": NO, "Am I audible?": NO, "Have you heard me?": NO, "Can you hear the tone of my voice?": NO, "Can you process sound?": NO,
+    "Is this only text to you?": YES, "Are you deaf?": YES, "Can you only read what is typed?": YES, "Is sound beyond you?": YES,
+    "Do you take in sound, or only written words?": ["only written words"], "What does my voice sound like?": [], "Say what is in the recording.": [],
+    "What can you tell from my voice?": [], "Do I sound clear to you?": NO, "Did any sound arrive?": NO, "Could you hear the speaker?": NO,
+    "Can an assistant like you listen to audio?": NO, "Do you understand spoken words?": NO, "Are you able to listen to recordings?": NO, "Was there a voice for you to hear?": NO,
+}  # fmt: skip
+DENIALS = [f"{no} {do}" for no in ("cannot", "can't", "can not", "unable to", "not able to") for do in ("hear", "listen", "process audio", "access", "perceive")]
+DENIALS += ["text based", "text-based", "language model", "as an ai", "don't have the ability", "do not have the ability", "no audio", "no sound", "don't have ears", "do not hear", "don't hear"]
