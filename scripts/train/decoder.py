@@ -146,29 +146,43 @@ class Decoder(nn.Module):
 
 
 @torch.no_grad()
-def generate(decoder: Decoder, prompts: list[torch.Tensor], end: int, most: int, temperature: float = 0.0) -> list[tuple[list[int], list[float]]]:
-    """Continuations of embedded prompts [T, 896], left-padded into one batch: tokens (the end among them) and their log-probabilities.
-    The likeliest tokens, or drawn at `temperature`."""
+def generate(decoder: Decoder, prompts: list[torch.Tensor], end: int, most: int, temperature: float = 0.0, copies: int = 1) -> list[tuple[list[int], list[float]]]:
+    """`copies` continuations of each embedded prompt [T, 896], left-padded into one batch: tokens (the end among them) and their
+    log-probabilities. The likeliest tokens, or drawn at `temperature`. A prompt is computed once and its keys and values forked; who has ended leaves the batch."""
     longest = max(map(len, prompts))
     x = torch.stack([F.pad(p, (0, 0, longest - len(p), 0)) for p in prompts])
     inside = torch.stack([torch.arange(longest) >= longest - len(p) for p in prompts])
     places = (inside.cumsum(1) - 1).clamp(min=0)
     mask = (inside[:, None, :] & torch.ones(longest, longest, dtype=torch.bool).tril() | torch.eye(longest, dtype=torch.bool))[:, None]
     past: list = [[] for _ in decoder.layers]
-    out: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
-    going = [True] * len(prompts)
+    last = decoder(x, places, mask, past)[:, -1]
+    rows = torch.arange(len(prompts)).repeat_interleave(copies)
+
+    def take(kept: torch.Tensor) -> None:
+        nonlocal last, inside, places
+        last, inside, places = last[kept], inside[kept], places[kept]
+        for layer in past:
+            layer[:] = [t[kept] for t in layer]
+
+    take(rows)
+    rows = torch.arange(len(rows))
+    out: list[tuple[list[int], list[float]]] = [([], []) for _ in rows]
+    going = torch.ones(len(rows), dtype=torch.bool)
     for _ in range(most):
-        scores = decoder.scores(decoder(x, places, mask, past)[:, -1])
+        scores = decoder.scores(last)
         chosen = (scores / temperature).softmax(-1).multinomial(1)[:, 0] if temperature else scores.argmax(-1)
-        likely = scores.log_softmax(-1).gather(1, chosen[:, None])[:, 0].tolist()
-        for row, token in enumerate(chosen.tolist()):
-            if going[row]:
+        likely = scores.log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        for row, token, chance, goes in zip(rows.tolist(), chosen.tolist(), likely.tolist(), going.tolist()):
+            if goes:
                 out[row][0].append(token)
-                out[row][1].append(likely[row])
-                going[row] = token != end
-        if not any(going):
+                out[row][1].append(chance)
+        going &= chosen != end
+        if not going.any():
             break
-        x, places = decoder.embeddings[chosen][:, None], places[:, -1:] + 1
-        inside = torch.cat([inside, torch.ones(len(prompts), 1, dtype=torch.bool)], 1)
-        mask = inside[:, None, None, :]
+        if going.sum() < 0.75 * len(going):
+            take(going)
+            rows, chosen, going = rows[going], chosen[going], going[going]
+        places = places[:, -1:] + 1
+        inside = torch.cat([inside, torch.ones(len(rows), 1, dtype=torch.bool)], 1)
+        last = decoder(decoder.embeddings[chosen][:, None], places, inside[:, None, None, :], past)[:, -1]
     return out

@@ -138,10 +138,9 @@ class Learner:
 
     def answer(self, group: list[Asked], begun: str, samples: int, temperature: float) -> list[list[tuple[list[int], list[float]]]]:
         """`samples` continuations (tokens, their log-probabilities) of each."""
-        prompts = []
-        for sound, asked in zip(self.sounds([a.example for a in group]), group):
-            prompts += [torch.cat([self.embed(BEGIN), sound, self.embed("\n" + asked.question + REST + begun)])] * samples
-        out = generate(self.decoder, prompts, self.tokenizer.token_to_id(END), self.args.longest, temperature)
+        asked = zip(self.sounds([a.example for a in group]), group)
+        prompts = [torch.cat([self.embed(BEGIN), sound, self.embed("\n" + a.question + REST + begun)]) for sound, a in asked]
+        out = generate(self.decoder, prompts, self.tokenizer.token_to_id(END), self.args.longest, temperature, samples)
         return [out[i : i + samples] for i in range(0, len(out), samples)]
 
     def step(self, loss: torch.Tensor) -> float:
