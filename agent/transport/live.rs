@@ -18,8 +18,23 @@ pub(super) struct Live<T> {
 
 struct Sessions<T> {
     /// `None`: it is ending.
-    doors: HashMap<String, Option<mpsc::Sender<T>>>,
+    doors: HashMap<String, Option<Door<T>>>,
     waiting: VecDeque<String>,
+}
+
+/// A session notices when its door is gone, and ends.
+struct Door<T> {
+    to: mpsc::Sender<T>,
+    /// Whether anybody may come in.
+    is_open: bool,
+}
+
+impl<T> Sessions<T> {
+    fn move_in(&mut self, name: &str, is_open: bool) -> mpsc::Receiver<T> {
+        let (to, visits) = mpsc::channel(1);
+        self.doors.insert(name.to_owned(), Some(Door { to, is_open }));
+        visits
+    }
 }
 
 /// What becomes of a visit.
@@ -54,12 +69,11 @@ impl<T> Live<T> {
         let mut sessions = self.sessions();
         match sessions.doors.get(name) {
             None => {
-                let (door, visits) = mpsc::channel(1);
-                sessions.doors.insert(name.to_owned(), Some(door));
+                let visits = sessions.move_in(name, true);
                 Visit::Yours(visit, Resident { live: self.clone(), name: name.to_owned() }, visits)
             }
-            Some(None) => Visit::Later(visit),
-            Some(Some(door)) => match door.try_send(visit) {
+            Some(None | Some(Door { is_open: false, .. })) => Visit::Later(visit),
+            Some(Some(door)) => match door.to.try_send(visit) {
                 Ok(()) => {
                     sessions.waiting.retain(|waiting| waiting != name);
                     Visit::Let
@@ -69,10 +83,10 @@ impl<T> Live<T> {
         }
     }
 
-    /// Takes the name of a session that nobody may come to.
-    pub(super) fn hold(self: &Arc<Self>, name: &str) -> Resident<T> {
-        self.sessions().doors.insert(name.to_owned(), None);
-        Resident { live: self.clone(), name: name.to_owned() }
+    /// Takes the name of a session that nobody may come to. Nothing comes through the receiver; its end means that the session is to end.
+    pub(super) fn hold(self: &Arc<Self>, name: &str) -> (Resident<T>, mpsc::Receiver<T>) {
+        let visits = self.sessions().move_in(name, false);
+        (Resident { live: self.clone(), name: name.to_owned() }, visits)
     }
 
     /// Ends the session of that name, if there is one.

@@ -40,13 +40,9 @@ pub(super) fn begin(app: Arc<App>, mut line: Line, caller: Caller) -> String {
     let name = again.unwrap_or_else(|| format!("conv_{suffix}"));
     let can_resume = app.journal.as_ref().is_some_and(Journal::can_resume);
     if caller.resume == Resume::Never || !can_resume {
-        // Else whoever finds it among the kept conversations would go on with it beside this one.
-        let held = can_resume.then(|| app.live.hold(&name));
-        let session = run(app, id, name.clone(), line, caller, None);
-        tokio::spawn(async move {
-            session.await;
-            drop(held);
-        });
+        // Else whoever finds it among the kept conversations would go on with it beside this one, or delete it under its feet.
+        let door = can_resume.then(|| app.live.hold(&name));
+        tokio::spawn(run(app, id, name.clone(), line, caller, door));
         return name;
     }
     if let Resume::Again(_, after) = caller.resume {
@@ -106,7 +102,7 @@ struct Task {
     name: String,
 }
 
-/// `door`: where its client comes back.
+/// `door`: where its client comes back, if it may, and whose end is the session's.
 async fn run(
     app: Arc<App>,
     id: SessionId,
@@ -118,7 +114,8 @@ async fn run(
     count(&app.metrics.sessions);
     app.metrics.sessions_active.fetch_add(1, Relaxed);
     let _presence = Presence { app: app.clone(), id };
-    let (resident, mut door) = door.map_or((None, None), |(resident, door)| (Some(resident), Some(door)));
+    let (resident, mut door) = door.unzip();
+    let (resident, held) = if caller.resume == Resume::Never { (None, resident) } else { (resident, None) };
     let born = Instant::now();
     let suffix = name.strip_prefix("conv_").unwrap_or(&name).to_owned();
     let birth = Birth { id, suffix, tenant: caller.tenant, settings: caller.settings.clone() };
@@ -213,7 +210,7 @@ async fn run(
     tracing::info!(session = task.session.name(), code = goodbye.code, reason = goodbye.reason, "session ends");
     task.end(goodbye).await;
     // Nobody comes in any more; whoever came in the last moment finds the conversation in the journal.
-    drop(resident);
+    drop((resident, held));
     while let Some(Ok(line)) = door.as_mut().map(mpsc::Receiver::try_recv) {
         line.end(Goodbye::new(close_code::RESTART, "the session is ending; connect again"));
     }

@@ -103,6 +103,8 @@ async fn a_conversation_is_listed_found_read_exported_and_deleted() {
 
     let (status, _, _) = server.request("DELETE", &format!("/v1/conversations/{id}"), "", "").await;
     assert_eq!(status, 200);
+    let goodbye = client.close_frame().await.unwrap();
+    assert_eq!(goodbye.reason.as_str(), "the conversation has ended", "though nobody could have come back to it");
     assert_eq!(server.get(&format!("/v1/conversations/{id}"), "").await.0, 404);
     assert_eq!(json(&server, "/v1/conversations").await["data"].as_array().unwrap().len(), 1);
     for file in std::fs::read_dir(folder.path()).unwrap() {
