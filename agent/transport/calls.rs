@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::App;
 use super::auth::Access;
 use super::visit::{BODY, Queried, Refused, Visit, upload};
-use crate::apps::calls::live::{Hub, Opening, Record, Told};
+use crate::apps::calls::live::{Hub, Opening, Post, Record, Told};
 use crate::audio::file::{self, FileError};
 use crate::config::Config;
 use crate::engine::Tenant;
@@ -27,9 +27,10 @@ use crate::protocol::openai::{ErrorBody, Refusal};
 
 /// Alerts that wait to be posted.
 const ALERTS: usize = 64;
-/// How long the receiver of an alert may take, and how often it is tried.
+/// How long the receiver of an alert may take; how often it is tried, an hour in all, and how long is waited between.
 const PATIENCE: Duration = Duration::from_secs(10);
-const TRIES: u32 = 3;
+const TRIES: u32 = 64;
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often calls are looked for that are past their time.
 const TIDY: Duration = Duration::from_secs(600);
 
@@ -232,31 +233,42 @@ impl Watching {
     }
 }
 
-/// Posts alerts to the configured address; where they are to be put.
-pub(super) fn webhook(config: &Config) -> Option<mpsc::Sender<Value>> {
+/// Posts alerts to the configured address, one after the other, until the server ends; where they are to be put.
+pub(super) fn webhook(config: &Config, mut ending: watch::Receiver<bool>) -> Option<mpsc::Sender<Post>> {
     let address = Some(config.calls.webhook.clone()).filter(|address| !address.is_empty())?;
-    let (alerts, mut queue) = mpsc::channel::<Value>(ALERTS);
+    let (alerts, mut queue) = mpsc::channel::<Post>(ALERTS);
     tokio::spawn(async move {
         while let Some(alert) = queue.recv().await {
-            let (address, alert) = (address.clone(), alert.to_string());
-            drop(tokio::task::spawn_blocking(move || post(&address, &alert)).await);
+            let text: Arc<str> = alert.event.to_string().into();
+            for attempt in 0..TRIES {
+                let (address, text) = (address.clone(), text.clone());
+                if tokio::task::spawn_blocking(move || post(&address, &text)).await.unwrap_or(true) {
+                    alert.settle();
+                    break;
+                }
+                let wait = LONGEST_WAIT.min(Duration::from_secs(1 << attempt.min(16)));
+                if timeout(wait, ending.wait_for(|ending| *ending)).await.is_ok() {
+                    return;
+                }
+            }
         }
     });
     Some(alerts)
 }
 
-fn post(address: &str, alert: &str) {
+/// Whether the receiver has said what it thinks of it.
+fn post(address: &str, alert: &str) -> bool {
     let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build());
-    for attempt in 1..=TRIES {
-        match agent.post(address).header("Content-Type", "application/json").send(alert) {
-            Ok(_) => return,
-            // It will not take it the next time either.
-            Err(ureq::Error::StatusCode(code @ 400..=499)) if code != 408 && code != 429 => {
-                tracing::warn!(code, "an alert was refused");
-                return;
-            }
-            Err(error) => tracing::warn!(%error, attempt, "an alert could not be posted"),
+    match agent.post(address).header("Content-Type", "application/json").send(alert) {
+        Ok(_) => true,
+        // It will not take it the next time either.
+        Err(ureq::Error::StatusCode(code @ 400..=499)) if code != 408 && code != 429 => {
+            tracing::warn!(code, "an alert was refused");
+            true
         }
-        std::thread::sleep(Duration::from_secs(1) * attempt);
+        Err(error) => {
+            tracing::warn!(%error, "an alert could not be posted");
+            false
+        }
     }
 }

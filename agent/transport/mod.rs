@@ -96,7 +96,7 @@ pub async fn serve(
         metrics,
         live: live::Live::new(config.server.max_sessions),
         hub: Arc::new(
-            Hub::new(config.clone(), engine.clone(), calls::webhook(&config), journal.clone())
+            Hub::new(config.clone(), engine.clone(), calls::webhook(&config, ending.clone()), journal.clone())
                 .map_err(io::Error::other)?,
         ),
         journal,

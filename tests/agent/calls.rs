@@ -321,16 +321,9 @@ async fn rules_raise_alerts_and_digits_are_blotted_out() {
     assert_eq!(alerts, ["dead air", "leaves"], "{call:#}");
 }
 
-#[tokio::test]
-async fn alerts_are_posted() {
+/// What is posted here next, answered.
+async fn posted(receiver: &tokio::net::TcpListener) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let receiver = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let mut config = quiet();
-    config.calls.webhook = format!("http://{}/alerts", receiver.local_addr().unwrap());
-    config.calls.alerts = vec![Rule { name: "leaves".into(), words: vec!["cancel".into()], ..Rule::default() }];
-    let mut server = serve(config).await;
-    let id = created(&server.send_form(PATH, Some(&monologue()), &[]).await.answer().await);
-    answer_ears(&mut server, &[["I cancel", "."]]).await;
     let (mut socket, _) = soon("the alert", receiver.accept()).await.unwrap();
     let mut text = String::new();
     while !text.contains("\"type\":\"call.alert\"") {
@@ -340,7 +333,43 @@ async fn alerts_are_posted() {
         text.push_str(std::str::from_utf8(&some[..n]).unwrap());
     }
     socket.write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n").await.unwrap();
+    text
+}
+
+#[tokio::test]
+async fn alerts_are_posted() {
+    let receiver = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = quiet();
+    config.calls.webhook = format!("http://{}/alerts", receiver.local_addr().unwrap());
+    config.calls.alerts = vec![Rule { name: "leaves".into(), words: vec!["cancel".into()], ..Rule::default() }];
+    let mut server = serve(config).await;
+    let id = created(&server.send_form(PATH, Some(&monologue()), &[]).await.answer().await);
+    answer_ears(&mut server, &[["I cancel", "."]]).await;
+    let text = posted(&receiver).await;
     assert!(text.starts_with("POST /alerts ") && text.contains("\"name\":\"leaves\"") && text.contains(&id), "{text}");
+}
+
+#[tokio::test]
+async fn an_alert_that_nobody_took_is_posted_after_a_restart_and_then_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let config = || {
+        let mut config = remembering(folder.path());
+        config.calls.webhook = format!("http://{free}/alerts");
+        config
+    };
+    let mut server = serve(config()).await;
+    let id = spoken(&mut server).await["id"].as_str().unwrap().to_owned();
+    end(server).await;
+    let receiver = tokio::net::TcpListener::bind(free).await.unwrap();
+    let server = serve(config()).await;
+    assert!(posted(&receiver).await.contains(&id));
+    // The journal has it before the server has ended.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    end(server).await;
+    let _server = serve(config()).await;
+    let again = tokio::time::timeout(std::time::Duration::from_millis(500), receiver.accept()).await;
+    assert!(again.is_err(), "it was taken");
 }
 
 #[tokio::test]

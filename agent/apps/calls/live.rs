@@ -37,6 +37,8 @@ const MARKS: usize = 1024;
 /// The kinds of parts that the journal keeps of a call.
 const TURN: &str = "turn";
 const ALERT: &str = "alert";
+/// Whether the alert of that number is still to be posted.
+const OWED: &str = "owed";
 const MARK: &str = "mark";
 const SAYING: &str = "saying";
 pub(super) const END: &str = "end";
@@ -135,6 +137,24 @@ impl Inner {
     }
 }
 
+/// An alert for the receiver that the configuration names.
+pub struct Post {
+    /// `call.alert`.
+    pub event: Value,
+    call: Arc<str>,
+    number: usize,
+    journal: Option<Journal>,
+}
+
+impl Post {
+    /// It is not to be posted again, after a restart either.
+    pub fn settle(&self) {
+        if let Some(journal) = &self.journal {
+            journal.keep_part(&self.call, OWED, self.number as u64, &false, || ());
+        }
+    }
+}
+
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
@@ -145,7 +165,7 @@ pub struct Hub {
     pub(super) engine: Arc<dyn Engine>,
     records: Mutex<VecDeque<Arc<Record>>>,
     /// Where alerts go beside the events.
-    webhook: Option<mpsc::Sender<Value>>,
+    webhook: Option<mpsc::Sender<Post>>,
     journal: Option<Journal>,
 }
 
@@ -154,21 +174,36 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hub {
-    /// Remembers the calls of the journal, if there is one, and keeps there what comes. Alerts are handed to `webhook` if there is one; when it is
-    /// full they are dropped.
+    /// Remembers the calls of the journal, if there is one, and keeps there what comes. Alerts are handed to `webhook` if there is one, first those
+    /// that no [`Post::settle`] came for before the program ended. When it is full they wait in the journal for the next start, and without one are dropped.
     ///
     /// # Errors
     /// When the journal cannot be read.
     pub fn new(
         config: Arc<Config>,
         engine: Arc<dyn Engine>,
-        webhook: Option<mpsc::Sender<Value>>,
+        webhook: Option<mpsc::Sender<Post>>,
         journal: Option<Journal>,
     ) -> Result<Self, JournalError> {
         let kept = journal.as_ref().map(Journal::calls).transpose()?.unwrap_or_default();
-        let records = kept.into_iter().map(|call| Arc::new(Record::past(call, &config, journal.clone()))).collect();
+        let mut owed = Vec::new();
+        let mut records = VecDeque::new();
+        for call in kept {
+            let is_owed = |part: &&(String, u64, Value)| part.0 == OWED && part.2 == true;
+            let numbers: Vec<usize> = call.parts.iter().filter(is_owed).map(|part| part.1 as usize).collect();
+            let record = Arc::new(Record::past(call, &config, journal.clone()));
+            owed.extend(numbers.into_iter().map(|number| (record.clone(), number)));
+            records.push_back(record);
+        }
         let hub = Self { config, engine, records: Mutex::new(records), webhook, journal };
         hub.tidy();
+        for (record, number) in owed {
+            let is_kept = lock(&hub.records).iter().any(|kept| Arc::ptr_eq(kept, &record));
+            let alert = lock(&record.inner).alerts.get(number).cloned();
+            if let Some(alert) = alert.filter(|_| is_kept) {
+                hub.post(&record, number, record.alerted(&alert));
+            }
+        }
         Ok(hub)
     }
 
@@ -392,6 +427,10 @@ impl Record {
         })
     }
 
+    fn alerted(&self, alert: &Alert) -> Value {
+        json!({"type": "call.alert", "call": *self.id, "alert": alert})
+    }
+
     /// The names of those who are speaking now.
     fn speakers(&self) -> Vec<String> {
         let call = &lock(&self.inner).call;
@@ -609,15 +648,24 @@ impl Hub {
         inner.alerts.extend(met.iter().take(MARKS.saturating_sub(first)).cloned());
         drop(inner);
         for (number, alert) in met.iter().enumerate() {
-            let event = json!({"type": "call.alert", "call": *record.id, "alert": alert});
-            if first + number < MARKS {
-                record.keep(ALERT, first + number, alert, &event);
+            let (number, event) = (first + number, record.alerted(alert));
+            if number < MARKS {
+                record.keep(ALERT, number, alert, &event);
+                if let Some(journal) = record.journal.as_ref().filter(|_| self.webhook.is_some()) {
+                    journal.keep_part(&record.id, OWED, number as u64, &true, || ());
+                }
             } else {
                 record.tell(&event);
             }
-            if self.webhook.as_ref().is_some_and(|webhook| webhook.try_send(event).is_err()) {
-                tracing::warn!(call = %record.id, "the webhook does not keep up: an alert was not posted");
-            }
+            self.post(record, number, event);
+        }
+    }
+
+    fn post(&self, record: &Record, number: usize, event: Value) {
+        let Some(webhook) = &self.webhook else { return };
+        let journal = record.journal.clone().filter(|_| number < MARKS);
+        if webhook.try_send(Post { event, call: record.id.clone(), number, journal }).is_err() {
+            tracing::warn!(call = %record.id, "the webhook does not keep up: an alert is not posted now");
         }
     }
 }
